@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+# pytest-xdist workers share the cores: one computing thread each keeps them from fighting over them.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --no-compile -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## sample handwritten digits with every method; pictures and a table in demo-output/
+	$(BIN)/sdegen demo --out demo-output --seed 0
+
+test: $(STAMP) ## run the tests (those marked slow excepted)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -q
+
+slow: $(STAMP) ## run the statistical and soak tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -q -m slow
+
+check: $(STAMP) ## lint, formatting, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(STAMP) ## run the benchmarks
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,ops,rounds \
+		--benchmark-sort=name --benchmark-group-by=group -q
+
+clean: ## remove the environment, caches and outputs
+	rm -rf $(VENV) demo-output dist build .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
