@@ -1,0 +1,100 @@
+"""The errors a user can meet, and the one call through which every score function is run and checked."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sdegen.solve import Solution
+
+
+class SdegenError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class InvalidArgumentError(SdegenError, ValueError):
+    """An argument has the right type and a value that cannot work."""
+
+
+class InvalidTypeError(SdegenError, TypeError):
+    """An argument has the wrong type, dtype or name."""
+
+
+class ScoreError(SdegenError):
+    """A score function returned something that cannot be a score, or edited its input."""
+
+
+class ScoreShapeError(ScoreError, ValueError):
+    """A score function returned a tensor of another shape than its input's."""
+
+
+class ScoreTypeError(ScoreError, TypeError):
+    """A score function returned no tensor, or one of another dtype or device."""
+
+
+class SolveError(SdegenError, RuntimeError):
+    """Some samples of a solve failed; `partial` holds the `Solution` with every finished row."""
+
+    def __init__(self, message: str, partial: Solution) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+def readable(x: Tensor) -> bool:
+    """Whether values can be read on the host: not while tracing, nor from a subclass (FakeTensor has none)."""
+    return type(x) in (Tensor, torch.nn.Parameter) and not x.is_meta and not torch.compiler.is_compiling()
+
+
+def unknown_keywords(function: str, got: Iterable[str], allowed: Iterable[str]) -> InvalidTypeError:
+    """The error for keywords that `function` does not take, with the closest name it does."""
+    name, names = sorted(got)[0], sorted(allowed)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(names)}"
+    return InvalidTypeError(f"{function}() got an unknown keyword {name!r}: {hint}")
+
+
+def call_score(
+    function: Callable[..., Any],
+    x: Tensor,
+    time: Tensor,
+    condition: Mapping[str, Any] | None = None,
+    *,
+    cast: bool = False,
+    shape: torch.Size | None = None,
+) -> Tensor:
+    """`function(x, time, **condition)`, checked: a tensor of `shape` (x's unless given), x's dtype, device; x unedited.
+
+    Raises ScoreShapeError, ScoreTypeError, ScoreError. `cast=True` converts another floating dtype instead of refusing.
+    """
+    shape = x.shape if shape is None else shape
+    watch = not torch.compiler.is_compiling() and not x.is_inference()
+    version = x._version if watch else 0
+    out = function(x, time, **(condition or {}))
+    if watch and x._version != version:
+        raise ScoreError(
+            "the score function modified its input x in place; return a new tensor (for example x * 2, not x.mul_(2))"
+        )
+    if not isinstance(out, Tensor):
+        raise ScoreTypeError(f"the score function returned {type(out).__name__}; it must return a torch.Tensor")
+    if out.shape != shape:
+        raise ScoreShapeError(
+            f"the score function returned shape {list(out.shape)} for x of shape {list(x.shape)}; "
+            f"it must return shape {list(shape)}"
+        )
+    if out.device != x.device:
+        raise ScoreTypeError(
+            f"the score function returned a tensor on {out.device} for x on {x.device}; move the network or x"
+        )
+    if out.dtype != x.dtype:
+        if not (cast and out.is_floating_point()):
+            raise ScoreTypeError(
+                f"the score function returned dtype {out.dtype} for x of dtype {x.dtype}; it must return x's dtype "
+                "(ScoreModel(..., cast=True) converts another floating dtype)"
+            )
+        out = out.to(x.dtype)
+    return out
