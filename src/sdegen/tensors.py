@@ -1,0 +1,75 @@
+"""Weights against states: broadcasting, working precision, linear combinations, the three kinds of diffusion."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError
+
+
+def like(weight: Tensor, x: Tensor) -> Tensor:
+    """A weight `[]` or `[B]` in x's dtype, shaped to multiply x `[B, *S]`; `[]` may stay on the host."""
+    weight = weight.to(x.dtype)
+    return weight if weight.ndim == 0 else weight.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def widen(x: Tensor) -> Tensor:
+    """x in the precision of step arithmetic: float32 for half-precision states, its own dtype otherwise."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
+    """`sum w v` over `(w, v)`, w `[]` or `[B]` and v `[B, *S]`, in working precision."""
+    weight, value = terms[0]
+    value = widen(value)
+    total = like(weight, value) * value
+    for weight, value in terms[1:]:
+        value = widen(value)
+        total = total + like(weight, value) * value
+    return total
+
+
+def as_time(t: Tensor | float) -> Tensor:
+    """A time as a float64 tensor."""
+    return torch.as_tensor(t, dtype=torch.float64)
+
+
+def batch_time(t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A value `[]` or `[B]` as `[B]` on x's device and dtype, without waiting for the device."""
+    return x.new_zeros(x.shape[0], dtype=dtype) + t.to(dtype or x.dtype)
+
+
+def diffuse(g: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    """`g z` for a scalar `[]`/`[B]`, diagonal `[B, *S]` or matrix `[B, *S, M]` diffusion; z like x or `[B, M]`."""
+    if g.ndim <= 1:
+        return like(g, x) * z
+    if g.ndim == x.ndim:
+        return g * z
+    return (g * z.reshape(z.shape[0], *(1,) * (x.ndim - 1), -1)).sum(-1)
+
+
+def gram(g: Tensor, v: Tensor) -> Tensor:
+    """`g g^T v` for the three kinds of diffusion, v `[B, *S]`."""
+    check_diffusion(g, v)
+    if g.ndim <= v.ndim:
+        return diffuse(g, diffuse(g, v, v), v)
+    return diffuse(g, (g * v.unsqueeze(-1)).flatten(1, -2).sum(1), v)
+
+
+def noise_like(g: Tensor, x: Tensor) -> Tensor:
+    """A tensor with the shape of the noise that drives `g`: x itself, or `[B, M]` for matrix diffusion."""
+    check_diffusion(g, x)
+    return x if g.ndim <= x.ndim else x.new_empty(x.shape[0], g.shape[-1])
+
+
+def check_diffusion(g: Tensor, x: Tensor) -> None:
+    """Raises InvalidArgumentError unless g has the shape of one of the three kinds of diffusion."""
+    scalar = g.ndim == 0 or (g.ndim == 1 and g.shape[0] in (1, x.shape[0]))
+    wide = g.shape[:-1] if g.ndim == x.ndim + 1 else g.shape
+    shaped = len(wide) == x.ndim and all(size in (1, whole) for size, whole in zip(wide, x.shape))
+    if not (scalar or shaped):
+        raise InvalidArgumentError(
+            f"diffusion(x, t) returned shape {list(g.shape)} for x of shape {list(x.shape)}; allowed are [] or [B] "
+            "(scalar), [B, *S] (diagonal) and [B, *S, M] (matrix)"
+        )

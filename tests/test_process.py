@@ -1,0 +1,348 @@
+"""The processes: their algebra, inverse clocks, kernels, and the reverse family's marginals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import F64, MEANS, PROCESSES, WIDTHS, gaussian, mixture
+
+import sdegen as sd
+
+processes = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
+
+
+def spread(process: sd.SDE, n: int = 41) -> torch.Tensor:
+    return torch.linspace(process.t_min, process.t_max, n, dtype=F64)
+
+
+def eps_of(process: sd.Process, t: torch.Tensor) -> torch.Tensor:
+    """How far lam moves when t and the values of alpha and sigma move by their rounding: the condition of the map."""
+    eps = torch.finfo(F64).eps
+    level, (d_alpha, d_sigma) = process.level(t), process.rates(t)
+    lam_rate = (d_sigma / level.sigma - d_alpha / level.alpha).abs()
+    return eps * (1 + lam_rate * (t.abs() + process.t_min))
+
+
+@processes
+def test_lam_falls_and_time_inverts_it(process):
+    t = spread(process)
+    level = process.level(t)
+    assert (level.lam.diff() < 0).all()
+    back = process.at(level.lam)
+    assert ((back.lam - level.lam).abs() <= 64 * eps_of(process, t)).all()
+
+
+@processes
+def test_bisection_agrees_with_the_closed_form(process):
+    lam = process.level(spread(process)[1:-1]).lam
+    by_halving = sd.Process.time(process, lam)
+    torch.testing.assert_close(process.time(lam), by_halving, rtol=1e-12, atol=1e-14)
+
+
+@processes
+def test_rates_are_derivatives(process):
+    t = spread(process)[1:-1] + 1e-4 * (process.t_max - process.t_min)  # between DiscreteVP's knots
+    for closed, automatic in zip(process.rates(t), sd.Process.rates(process, t)):
+        torch.testing.assert_close(closed, automatic, rtol=1e-10, atol=1e-12)
+
+
+@processes
+def test_drift_and_diffusion_carry_the_moments(process):
+    """`d alpha = f alpha dt` and `d sigma^2 = (2 f sigma^2 + g^2) dt`, by central differences of order h^2."""
+    span = process.t_max - process.t_min
+    h = 1e-6 * span
+    # off DiscreteVP's knots, where its rates jump
+    t = spread(process)[4:-4] * (1 - 1e-4) + 0.37e-3 * span
+    before, after, here = process.level(t - h), process.level(t + h), process.level(t)
+    x = torch.ones(len(t), 1, dtype=F64)
+    f = process.drift(x, t)[:, 0]
+    g = process.diffusion(x, t)
+    torch.testing.assert_close((after.alpha - before.alpha) / (2 * h), f * here.alpha, rtol=1e-4, atol=1e-7 / span)
+    variance_rate = (after.sigma**2 - before.sigma**2) / (2 * h)
+    torch.testing.assert_close(variance_rate, 2 * f * here.sigma**2 + g**2, rtol=1e-4, atol=1e-7 / span)
+
+
+@processes
+@given(u=st.lists(st.floats(0, 1), min_size=3, max_size=3))
+@settings(max_examples=50)
+def test_transitions_form_a_semigroup(process, u):
+    r, s, t = (process.level(process.t_min + v * (process.t_max - process.t_min)) for v in sorted(u))
+    a1, s1 = process.transition(r, s)
+    a2, s2 = process.transition(s, t)
+    a, std = process.transition(r, t)
+    torch.testing.assert_close(a2 * a1, a, rtol=1e-12, atol=0.0)
+    # variances of size eps sigma_t^2 are rounding
+    torch.testing.assert_close(
+        s2**2 + (a2 * s1) ** 2, std**2, rtol=1e-9, atol=float(1e-13 * (t.sigma**2 + (a2 * s.sigma) ** 2))
+    )
+
+
+@processes
+def test_transition_from_data_is_perturb(process):
+    now, next = process.level(process.t_min), process.level(process.t_max)
+    a, s = process.transition(now, next)
+    assert math.isclose(float(a * now.alpha), float(next.alpha), rel_tol=1e-12)
+    assert math.isclose(float((a * now.sigma) ** 2 + s**2), float(next.sigma**2), rel_tol=1e-12)
+    data, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+    torch.testing.assert_close(process.perturb(data, next, noise), next.alpha * data + next.sigma * noise)
+
+
+def test_transition_backwards_is_an_error():
+    process = sd.VP()
+    with pytest.raises(sd.InvalidArgumentError, match="swap the levels"):
+        process.transition(process.level(0.5), process.level(0.2))
+
+
+def test_discrete_vp_agrees_with_the_discrete_process():
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=F64)
+    process = sd.DiscreteVP()
+    level = process.level(torch.arange(1, 1001, dtype=F64) / 1000)
+    alpha_bar = torch.cumprod(1 - betas, 0)
+    torch.testing.assert_close(level.alpha**2, alpha_bar, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(level.sigma**2, 1 - alpha_bar, rtol=1e-11, atol=0.0)
+    index = sd.model.index_time(1000)(level)
+    torch.testing.assert_close(index, torch.arange(1000, dtype=F64), rtol=0, atol=1e-10)
+    # the DDPM kernel q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x, beta_i)
+    a, s = process.transition(sd.Level(*(v[:-1] for v in level)), sd.Level(*(v[1:] for v in level)))
+    torch.testing.assert_close(s**2, betas[1:], rtol=1e-8, atol=0.0)
+    torch.testing.assert_close(a**2, 1 - betas[1:], rtol=1e-10, atol=0.0)
+
+
+def test_two_functions_make_a_process():
+    """A user's VP, derived by differentiation and bisection, is VP."""
+    vp = sd.VP()
+    mine = sd.Process.from_functions(
+        lambda t: torch.exp(-(19.9 * t * t / 4 + 0.05 * t)),
+        lambda t: torch.sqrt(-torch.expm1(-(19.9 * t * t / 2 + 0.1 * t))),
+        t_min=1e-3,
+        t_max=1.0,
+    )
+    t = spread(vp)
+    x = torch.ones(len(t), 2, dtype=F64)
+    torch.testing.assert_close(mine.drift(x, t), vp.drift(x, t), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(mine.diffusion(x, t), vp.diffusion(x, t), rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(mine.at(vp.level(t).lam).t, t, rtol=1e-9, atol=1e-12)
+
+
+def test_a_subclass_needs_two_methods():
+    class Mine(sd.Process):
+        def alpha(self, t):
+            return 1 - t
+
+        def sigma(self, t):
+            return t
+
+    class Theirs(Mine):
+        t_max = 0.999
+
+    samples = sd.sample(mixture(Theirs()), (4, 2), steps=5, dtype=F64)
+    torch.testing.assert_close(samples, sd.sample(mixture(sd.Flow()), (4, 2), steps=5, dtype=F64), rtol=1e-9, atol=1e-9)
+    with pytest.raises(sd.InvalidArgumentError, match="alpha\\(1\\) = 0"):
+        sd.sample(mixture(Mine()), (4, 2), steps=5)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "sigma", "message"),
+    [
+        (lambda t: 1 - 2 * t, lambda t: t, "must be positive"),
+        (lambda t: torch.ones_like(t), lambda t: 2 - t, "fall strictly"),
+        (lambda t: torch.ones_like(t), lambda t: t * float("nan"), "must be positive and finite"),
+    ],
+)
+def test_functions_that_are_no_process_are_refused(alpha, sigma, message):
+    with pytest.raises(sd.InvalidArgumentError, match=message):
+        sd.Process.from_functions(alpha, sigma)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sd.VP(beta_min=-1),
+        lambda: sd.VP(beta_min=30.0),
+        lambda: sd.VP(t_min=2.0),
+        lambda: sd.VE(sigma_min=0.0),
+        lambda: sd.VE(sigma_min=2, sigma_max=1),
+        lambda: sd.EDM(sigma_max=float("inf")),
+        lambda: sd.EDM(sigma_min=float("nan")),
+        lambda: sd.Flow(t_max=1.0),
+        lambda: sd.Cosine(s=-0.1),
+        lambda: sd.DiscreteVP(torch.tensor([0.1, 1.5])),
+        lambda: sd.DiscreteVP(torch.tensor([0.1, float("nan")])),
+        lambda: sd.DiscreteVP(torch.tensor(0.1)),
+        lambda: sd.SDE.from_functions(lambda x, t: x, lambda x, t: t, t_min=1.0, t_max=0.0),
+        lambda: sd.VP().reverse(lambda x, t: -x, eta=-1.0),
+        lambda: sd.VP().reverse(lambda x, t: -x, eta=float("nan")),
+        lambda: sd.VE().reverse(mixture(sd.VP())),
+    ],
+)
+def test_impossible_settings_are_errors(make):
+    with pytest.raises(sd.SdegenError):
+        make()
+
+
+@processes
+def test_forward_simulation_has_the_marginal_law(process):
+    """The exact transitions, composed: unit responses give mean and variance without sampling."""
+    times = spread(process, 9)
+
+    class Unit:
+        k = 0
+
+        def __call__(self, x, now, next, tag=0):
+            z = torch.zeros_like(x)
+            self.k += 1
+            z[self.k] = 1.0
+            return z
+
+    path = process.forward(torch.ones(10, 1, dtype=F64), times, noise=Unit())
+    start, end = process.level(times[0]), process.level(times[-1])
+    mean = path[-1, 0, 0]
+    torch.testing.assert_close(mean, end.alpha / start.alpha, rtol=1e-12, atol=0.0)
+    variance = ((path[-1, 1:, 0] - mean) ** 2).sum()
+    torch.testing.assert_close(
+        variance + (end.alpha / start.alpha * start.sigma) ** 2, end.sigma**2, rtol=1e-10, atol=0.0
+    )
+
+
+def test_forward_is_per_sample_and_needs_increasing_times():
+    vp, times = sd.VP(), torch.tensor([0.1, 0.5, 1.0])
+    x = torch.ones(5, 3)
+    whole = vp.forward(x, times, seed=3)
+    assert whole.shape == (3, 5, 3)
+    assert torch.equal(whole[:, :2], vp.forward(x[:2], times, seed=3))
+    with pytest.raises(sd.InvalidArgumentError, match="increase"):
+        vp.forward(x, times.flip(0))
+
+
+def general(kind: str) -> sd.SDE:
+    """VP as a general SDE, with each kind of noise; 'rotated' mixes coordinates, the law is the same."""
+    vp = sd.VP()
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=F64)).Q
+
+    def diffusion(x, t):
+        g = vp.diffusion(x, t)
+        assert t.shape == (x.shape[0],)
+        assert t.dtype == x.dtype
+        if kind == "scalar":
+            return g
+        if kind == "diagonal":
+            return g[:, None].expand_as(x)
+        return g[:, None, None] * turn
+
+    return sd.SDE.from_functions(lambda x, t: vp.drift(x, t), diffusion, t_min=1e-3, t_max=1.0, prior=None)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "diagonal", "matrix"])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_a_general_sde_has_the_process_s_reverse(kind, eta):
+    vp = sd.VP()
+    model = gaussian(vp)
+    own = vp.reverse(model, eta)
+    other = general(kind).reverse(lambda x, t: model(x, vp.level(t)), eta)
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+    t = torch.tensor(0.4)
+    torch.testing.assert_close(other.drift(x, t), own.drift(x, t), rtol=1e-6, atol=1e-6)
+    g = other.diffusion(x, t)
+    assert g.ndim == {"scalar": 1, "diagonal": 2, "matrix": 3}[kind]
+
+
+def test_divergence_of_a_diffusion_that_depends_on_x():
+    """Against the closed form: g = diag(x_i^2) has div(g g^T)_i = 4 x_i^3; a full matrix by finite differences."""
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
+    t = torch.zeros(())
+    diagonal = sd.SDE.from_functions(lambda x, t: -x, lambda x, t: x * x)
+    torch.testing.assert_close(diagonal.divergence(x, t), 4 * x**3)
+    assert sd.SDE.from_functions(lambda x, t: -x, lambda x, t: t).divergence(x, t) is None
+
+    def matrix(x, t):
+        return torch.stack([x * x.roll(1, -1), x.sin()], -1)  # [B, 3, 2]
+
+    def gram(x):
+        g = matrix(x, t)
+        return torch.einsum("bim,bjm->bij", g, g)
+
+    h, expected = 1e-6, torch.zeros_like(x)
+    for j in range(3):
+        step = torch.zeros(3, dtype=F64)
+        step[j] = h
+        expected += (gram(x + step) - gram(x - step))[:, :, j] / (2 * h)
+    got = sd.SDE.from_functions(lambda x, t: -x, matrix).divergence(x, t)
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_reverse_family_keeps_a_stationary_law_when_g_depends_on_x():
+    """dx = (g g' - g^2 x / 2 ...) built so that N(0, 1) is stationary: its reverse drift must equal its drift."""
+
+    def g(x, t):
+        return 1 + 0.5 * torch.sin(x)
+
+    def drift(x, t):  # f = div(g^2)/2 + g^2/2 * score keeps p stationary
+        return g(x, t) * 0.5 * torch.cos(x) - g(x, t) ** 2 / 2 * x
+
+    sde = sd.SDE.from_functions(drift, g)
+    x = torch.linspace(-2, 2, 9, dtype=F64)[:, None]
+    reverse = sde.reverse(lambda x, t: -x)
+    # reversed in time a stationary reversible diffusion is itself, so -reverse drift = drift
+    torch.testing.assert_close(-reverse.drift(x, torch.tensor(0.5)), drift(x, None))
+    flow = sde.probability_flow(lambda x, t: -x)
+    torch.testing.assert_close(flow.drift(x, torch.tensor(0.5)), torch.zeros_like(x), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0, 1.7])
+@processes
+def test_every_eta_has_the_forward_marginals(process, eta):
+    """The Fokker-Planck moments of the reverse family on Gaussian data equal the forward ones (per coordinate)."""
+    t = torch.tensor(0.6 * process.t_min + 0.4 * process.t_max, dtype=F64)
+    reverse = process.reverse(gaussian(process), eta)
+    level = process.level(t)
+    mean, variance = level.alpha * MEANS, level.alpha**2 * WIDTHS**2 + level.sigma**2
+    base = reverse.drift(mean[None], t)[0]
+    slope = reverse.drift((mean + 1)[None], t)[0] - base
+    d_alpha, d_sigma = process.rates(t)
+    # downwards in time the diffusion adds variance: d var/dt = 2 slope var - eta^2 g^2
+    torch.testing.assert_close(base, d_alpha * MEANS, rtol=1e-9, atol=1e-9)
+    g2 = process.diffusion(mean[None], t) ** 2
+    rate = 2 * slope * variance - eta**2 * g2
+    expected = 2 * (level.alpha * d_alpha * WIDTHS**2 + level.sigma * d_sigma)
+    torch.testing.assert_close(rate, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_reverse_sde_runs_in_torchsde_and_torchdiffeq():
+    """drift and diffusion are all that a black-box solver needs."""
+    torchdiffeq = pytest.importorskip("torchdiffeq")
+    torchsde = pytest.importorskip("torchsde")
+    vp = sd.VP(t_min=0.05)
+    model = mixture(vp)
+    x = vp.prior(sd.noise.seeds(0, 8), (2,), F64)
+    flow = vp.probability_flow(model)
+    theirs = torchdiffeq.odeint(lambda t, y: flow.drift(y, t), x, torch.tensor([1.0, 0.05], dtype=F64), rtol=1e-9)[-1]
+    ours = sd.solve(flow, x, sd.grids.by_time(vp, 400), sd.RungeKutta(sd.RK4, sd.TIME)).x
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+    reverse = vp.reverse(model)
+
+    class Backwards:
+        sde_type, noise_type = "ito", "diagonal"
+
+        def f(self, s, y):
+            return -reverse.drift(y, 1.05 - s)
+
+        def g(self, s, y):
+            return reverse.diffusion(y, 1.05 - s).expand(y.shape)
+
+    ts = 1.05 - sd.grids.by_time(vp, 50)
+    path = torchsde.BrownianInterval(0.05, 1.0, size=x.shape, dtype=F64, entropy=7)
+    theirs = torchsde.sdeint(Backwards(), x, ts, bm=path, method="euler", dt=0.95 / 50)[-1]
+
+    class Path:
+        def __call__(self, x, now, next, tag=0):
+            a, b = 1.05 - float(now.t), 1.05 - float(next.t)
+            return path(a, b) / math.sqrt(b - a)
+
+    ours = sd.solve(reverse, x, sd.grids.by_time(vp, 50), sd.euler_maruyama(), noise=Path()).x
+    # their times are sums of dt, off by 1e-16: increments of the path over such gaps are 1e-8
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
