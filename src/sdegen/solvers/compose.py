@@ -1,0 +1,144 @@
+"""Solvers made of solvers: Langevin correctors and predictor-corrector methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.grids import Grid, by_time, check_steps
+from sdegen.noise import NoiseSource
+from sdegen.process import Level, Process, ReverseSDE
+from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step
+from sdegen.solvers.singlestep import ReverseDiffusion
+from sdegen.tensors import combine, widen
+
+
+@dataclass(frozen=True)
+class Langevin(OneStep):
+    """`steps` steps of unadjusted Langevin dynamics at the level `next`: `x + e score + sqrt(2 e) z`.
+
+    The step size comes from the level, `e = 2 (snr sigma)^2`: rules from the norms of one sample are biased, rules
+    from batch means couple samples (`BatchCoupledLangevin`). Leaves the law at its level up to a bias of order snr^2:
+    for Gaussian data of variance C at that level, variance `C / (1 - e/(2 C))` in equilibrium, at most
+    `1/(1 - snr^2)` times too wide. Raises InvalidArgumentError unless 0 < snr < 1 (Song & Ermon 2019, alg. 1).
+
+    As a solver on its own it is annealed Langevin dynamics.
+    """
+
+    snr: float = 0.16
+    steps: int = 1
+    grid: Grid = by_time
+
+    def __post_init__(self) -> None:
+        if not 0 < self.snr < 1:
+            raise InvalidArgumentError(f"snr must be in (0, 1), got {self.snr}: at 1 the step does not contract noise")
+        check_steps(self.steps)
+
+    @property
+    def evals(self) -> int:
+        """One network evaluation per Langevin step."""
+        return self.steps
+
+    @property
+    def stochastic(self) -> bool:
+        """Always."""
+        return True
+
+    def size(self, now: Level, next: Level, score: Tensor, z: Tensor) -> Tensor:
+        """The step size e, `[]` or `[B]`."""
+        return 2 * (self.snr * next.sigma) ** 2
+
+    def step(
+        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
+    ) -> Step:
+        """All Langevin steps at `next`; tags 1, 2, ... keep their noise apart from a predictor's."""
+        if isinstance(model, ReverseSDE) or not isinstance(model.process, Process):
+            raise InvalidTypeError(
+                "Langevin needs a ScoreModel on a Process: its step size comes from the level's sigma"
+            )
+        wide = widen(x)
+        for j in range(self.steps):
+            score = widen(model(wide.to(x.dtype), next, "score"))
+            if noise is None:
+                continue
+            z = widen(noise(x, now, next, 1 + j))
+            e = self.size(now, next, score, z)
+            wide = combine((torch.ones_like(e), wide), (e, score), (torch.sqrt(2 * e), z))
+        return Step(wide.to(x.dtype), carry)
+
+
+@dataclass(frozen=True)
+class BatchCoupledLangevin(Langevin):
+    """Langevin with the step size of score_sde: `e = 2 a^2 (snr |z| / |score|)^2`, norms averaged over the batch.
+
+    `a = alpha_now/alpha_next` (Song et al. 2021, alg. 4-5). Every sample's step depends on its batch-mates, so what is
+    promised of seeds and batches elsewhere does not hold; for comparisons with published samples.
+    """
+
+    def size(self, now: Level, next: Level, score: Tensor, z: Tensor) -> Tensor:
+        """The step size e, `[]`, from the batch."""
+        ratio: Tensor = torch.linalg.vector_norm(z.flatten(1), dim=1).mean()
+        ratio = ratio / torch.linalg.vector_norm(score.flatten(1), dim=1).mean()
+        a = (now.alpha / next.alpha).to(ratio.dtype)
+        return 2 * (a * self.snr * ratio) ** 2
+
+
+@dataclass(frozen=True)
+class PC:
+    """Predictor, then corrector at the level reached, on every step (Song et al. 2021, alg. 1).
+
+    Any one-step solver predicts. One with memory is refused: the corrector moves x, and values carried from before
+    the move would no longer lie on the path.
+    """
+
+    predictor: Solver = field(default_factory=ReverseDiffusion)
+    corrector: Solver = field(default_factory=Langevin)
+
+    def __post_init__(self) -> None:
+        for name, part in (("predictor", self.predictor), ("corrector", self.corrector)):
+            if part.memory:
+                raise InvalidArgumentError(
+                    f"the {name} {part} carries {part.memory} past evaluations, which a corrector's jump makes wrong; "
+                    "use a one-step method (ddpm(), euler_maruyama(), Multistep(order=1), heun())"
+                )
+
+    @property
+    def evals(self) -> int:
+        """The predictor's evaluations and the corrector's."""
+        return self.predictor.evals + self.corrector.evals
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether either part draws noise."""
+        return self.predictor.stochastic or self.corrector.stochastic
+
+    @property
+    def memory(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def grid(self) -> Grid:
+        """The predictor's grid."""
+        return self.predictor.grid
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[Carry, Carry]:
+        """Both carries."""
+        return self.predictor.init(model, x, now), self.corrector.init(model, x, now)
+
+    def step(
+        self,
+        model: Reverse,
+        x: Tensor,
+        now: Level,
+        next: Level,
+        carry: tuple[Carry, Carry],
+        noise: NoiseSource | None,
+    ) -> Step:
+        """One predictor step, then the corrector at `next`."""
+        predicted = self.predictor.step(model, x, now, next, carry[0], noise)
+        corrected = self.corrector.step(model, predicted.x, now, next, carry[1], noise)
+        return Step(corrected.x, (predicted.carry, corrected.carry), predicted.error)

@@ -1,0 +1,142 @@
+"""Exponential Adams methods in any frame: predictor of order p, optionally a corrector of order p + 1 for free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError
+from sdegen.frames import DATA, TIME, Eta, Frame
+from sdegen.grids import Grid, by_snr
+from sdegen.noise import NoiseSource
+from sdegen.process import Level, check_eta
+from sdegen.quadrature import FAR, Node, integrate
+from sdegen.solvers.base import Reverse, Step, check_flow
+from sdegen.tensors import like, widen
+
+
+class History(NamedTuple):
+    """Past nodes, newest first; for the corrector also where the last step began and the noise it added."""
+
+    nodes: tuple[Node, ...]
+    x: Tensor | None
+    level: Level | None
+    kick: Tensor | None
+
+
+@dataclass(frozen=True)
+class DDIMEta:
+    """DDIM's own eta as a step's eta: noise of `eta` times the posterior's std (Song et al. 2021, eq. 16).
+
+    `1 - exp(-2 e^2 h) = eta^2 (1 - exp(-2 h))` solved for e; the two agree at 0 and 1.
+    """
+
+    eta: float
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+        if self.eta > 1:
+            raise InvalidArgumentError(
+                f"DDIM's eta must be in [0, 1], got {self.eta}: more noise than the posterior has"
+            )
+
+    def __call__(self, now: Level, next: Level) -> Tensor:
+        h = next.lam - now.lam
+        return torch.sqrt(-torch.log1p(self.eta**2 * torch.expm1(-2 * h)) / (2 * h))
+
+
+@dataclass(frozen=True)
+class Multistep:
+    """One evaluation a step: the polynomial through this one and the `order - 1` before it, integrated exactly.
+
+    With `correct=True` each evaluation, made at the predicted x, also corrects that x through one more node (PEC), so
+    the order becomes `order + 1` at no cost; the end of the grid is left predicted. `eta` is constant, or, for order 1
+    without corrector, a function `(now, next) -> eta`.
+
+    Order (`convergence`): `order`, or `order + 1` when corrected; for eta > 0 that of the law, at most 2 (1 in TIME).
+    The first step knows no past and has order 1, an error in proportion to N's derivative at the first level, which
+    vanishes with the data's share of x there; `grids.graded` starts a solve at full order where that is not enough.
+    One step is exact for point-mass data in DATA, NOISE, SIGMA and FLOW, and for Gaussian data in ANGLE.
+
+    Adams 1883; Hochbruck & Ostermann 2010, sec. 2.5; Zhao et al. 2023 (UniPC) for reusing the corrector's evaluation.
+
+    Raises InvalidArgumentError for an order outside 1..5, a bad eta, or a varying eta with memory.
+    """
+
+    order: int = 2
+    frame: Frame = DATA
+    eta: float | Callable[[Level, Level], Tensor] = 0.0
+    correct: bool = False
+    grid: Grid = by_snr
+    estimate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3, 4, 5):
+            raise InvalidArgumentError(f"order must be 1, 2, 3, 4 or 5, got {self.order}")
+        if not callable(self.eta):
+            check_eta(self.eta)
+        elif self.memory:
+            raise InvalidArgumentError(
+                "an eta that varies from step to step needs order=1 and correct=False: past values of N hold the eta "
+                "they were made with"
+            )
+
+    @property
+    def evals(self) -> int:
+        """One network evaluation per step."""
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether eta is not zero."""
+        return callable(self.eta) or self.eta > 0
+
+    @property
+    def memory(self) -> int:
+        """The number of past evaluations carried."""
+        return self.order if self.correct else self.order - 1
+
+    @property
+    def convergence(self) -> int:
+        """The order at which errors fall with the step: of the path for eta = 0, of the law (weak) for eta > 0."""
+        order = self.order + 1 if self.correct else self.order
+        if not self.stochastic:
+            return order
+        return 1 if isinstance(self.frame, type(TIME)) else min(order, 2)
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> History:
+        """A history of nodes so far away that they have no weight."""
+        check_flow(self, model)
+        wide = widen(x)
+        # every leaf its own tensor: shared ones would make a compiled step specialise on the sharing
+        nodes = tuple(Node(torch.full_like(now.t, FAR * (j + 1)), torch.zeros_like(wide)) for j in range(self.memory))
+        if not self.correct:
+            return History(nodes, None, None, None)
+        level = Level(*(v.clone() for v in now))
+        return History(nodes, wide.clone(), level, torch.zeros_like(wide) if self.stochastic else None)
+
+    def step(
+        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: History, noise: NoiseSource | None
+    ) -> Step:
+        """Evaluate at x, correct x with it, predict x at `next`."""
+        frame = self.frame
+        eta: Eta = self.eta(now, next) if callable(self.eta) else self.eta
+        nodes = (Node(frame.coordinate(now), frame.field(model, x, now, eta)), *carry.nodes)
+        start = x
+        if carry.x is not None and carry.level is not None:
+            start, _ = integrate(frame, eta, carry.x, carry.level, now, nodes)
+            start = start if carry.kick is None else start + carry.kick
+        out, error = integrate(frame, eta, start, now, next, nodes[: self.order], self.estimate)
+        kick = None
+        if self.stochastic and noise is not None:
+            kick = like(frame.spread(model.process, now, next, eta), out) * widen(noise(x, now, next))
+            out = out + kick
+        if self.correct:
+            carry = History(nodes[: self.memory], start, now, kick)
+        else:
+            carry = History(nodes[: self.memory], None, None, None)
+        return Step(out.to(x.dtype), carry, error)

@@ -1,0 +1,94 @@
+"""Runge-Kutta methods on the probability flow, in any frame; a method is a tableau."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError
+from sdegen.frames import SIGMA, Frame
+from sdegen.grids import Grid, karras
+from sdegen.noise import NoiseSource
+from sdegen.process import Level
+from sdegen.solvers.base import OneStep, Reverse, Step, check_flow
+from sdegen.tensors import combine
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge-Kutta method (Butcher 1964): stage i at `c_i` from `sum_j a_ij k_j`, result `sum_i b_i k_i`."""
+
+    name: str
+    order: int
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.a) != len(self.b) or any(len(row) != i for i, row in enumerate(self.a)):
+            raise InvalidArgumentError(f"tableau {self.name}: row i of a needs i entries, and b one per stage")
+        if abs(sum(self.b) - 1) > 1e-12:
+            raise InvalidArgumentError(f"tableau {self.name}: b must sum to 1, got {sum(self.b)}")
+
+
+EULER = Tableau("euler", 1, ((),), (1.0,))
+MIDPOINT = Tableau("midpoint", 2, ((), (1 / 2,)), (0.0, 1.0))
+HEUN = Tableau("heun", 2, ((), (1.0,)), (1 / 2, 1 / 2))
+RK4 = Tableau("rk4", 4, ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+
+
+@dataclass(frozen=True)
+class RungeKutta(OneStep):
+    """An explicit Runge-Kutta method on `dY/dtau = rate Y + N` of a frame, one evaluation per stage.
+
+    Deterministic, of the tableau's order; in frame TIME it also runs on a general `sde.probability_flow(score)`.
+    Point-mass data are exact in SIGMA. Raises InvalidArgumentError for a `ReverseSDE` with eta > 0.
+    """
+
+    tableau: Tableau = HEUN
+    frame: Frame = SIGMA
+    grid: Grid = karras
+
+    @property
+    def evals(self) -> int:
+        """One network evaluation per stage."""
+        return len(self.tableau.b)
+
+    @property
+    def convergence(self) -> int:
+        """The tableau's order."""
+        return self.tableau.order
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
+        """An empty carry."""
+        check_flow(self, model)
+        return ()
+
+    def step(
+        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
+    ) -> Step:
+        """All stages from now to next."""
+        frame, start = self.frame, self.frame.clock(now)
+        h = frame.clock(next) - start
+        first, zero = 1 / frame.scale(now), torch.zeros_like(h)
+        slopes: list[Tensor] = []
+        for row in self.tableau.a:
+            level = self._stage(model, now, next, start + sum(row) * h, sum(row))
+            terms = [(zero + weight * h, k) for weight, k in zip(row, slopes) if weight]
+            y = combine((first, x), *terms)
+            at = x if not slopes else combine((frame.scale(level), y)).to(x.dtype)
+            n = frame.field(model, at, level, 0.0)
+            rate = frame.rate(0.0)
+            slopes.append(combine((zero + rate, y), (zero + 1.0, n)) if rate else n)
+        scale = frame.scale(next)
+        terms = [(scale * weight * h, k) for weight, k in zip(self.tableau.b, slopes) if weight]
+        return Step(combine((scale * first, x), *terms).to(x.dtype), carry)
+
+    def _stage(self, model: Reverse, now: Level, next: Level, tau: Tensor, c: float) -> Level:
+        """The level of a stage, its time clamped into the step so that rounding never leaves the span."""
+        if c in (0.0, 1.0):
+            return next if c else now
+        process = model.process
+        t = self.frame.level(process, tau).t
+        return process.level(t.clamp(torch.minimum(now.t, next.t), torch.maximum(now.t, next.t)))

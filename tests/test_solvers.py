@@ -1,0 +1,351 @@
+"""Measured orders equal declared orders: by slope on an exact mixture, and by exact law on Gaussian data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from problems import F64, FRAMES, WIDTHS, exact_law, lam_grid, law_errors, mixture, slope
+
+import sdegen as sd
+
+FOUR = {
+    "VP": sd.VP(t_min=0.05),
+    "VE": sd.VE(sigma_min=0.2),
+    "EDM": sd.EDM(sigma_min=0.2),
+    "Flow": sd.Flow(t_min=0.1),
+}
+HALVINGS = 20
+LOW, HIGH = -3.0, 3.0
+
+
+def start_graded(n: int) -> torch.Tensor:
+    """n uniform steps in lam, the first one reached by doubling: the order without the cold start."""
+    lams = torch.linspace(LOW, HIGH, n + 1, dtype=F64)
+    part = torch.exp2(-torch.arange(HALVINGS, 0, -1, dtype=F64)) * (lams[1] - lams[0])
+    return torch.cat([lams[:1], LOW + part, lams[1:]])
+
+
+@functools.cache
+def reference(process: sd.Process) -> tuple[torch.Tensor, torch.Tensor]:
+    """Starts at LOW and where the exact flow takes them: order 4 at 1,000 steps in ANGLE errs below 1e-11."""
+    start = process.at(LOW)
+    x = start.sigma * sd.noise.normals(sd.noise.seeds(0, 8), (2,), (0, 0, 0, 0), dtype=F64)
+    fine = torch.linspace(LOW, HIGH, 1001, dtype=F64)
+    return x, sd.solve(mixture(process), x, lam_grid(process, fine), sd.RungeKutta(sd.RK4, sd.ANGLE(sigma_data=0.5))).x
+
+
+def path_errors(solver: sd.Solver, process: sd.Process, ns: tuple[int, ...], graded: bool = True) -> list[float]:
+    model = mixture(process)
+    x, exact = reference(process)
+    out = []
+    for n in ns:
+        lams = start_graded(n) if graded else torch.linspace(LOW, HIGH, n + 1, dtype=F64)
+        out.append(float((sd.solve(model, x, lam_grid(process, lams), solver).x - exact).abs().mean()))
+    return out
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES.keys())
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("correct", [False, True])
+def test_multistep_has_its_declared_order(frame, order, correct):
+    solver = sd.Multistep(order, frame, correct=correct)
+    errors = path_errors(solver, sd.VP(), (160, 320))
+    # half a unit either way: the neighbouring orders are excluded
+    assert abs(slope(errors) - solver.convergence) < 0.5
+    assert solver.convergence == order + correct
+
+
+@pytest.mark.parametrize("process", FOUR.values(), ids=FOUR.keys())
+@pytest.mark.parametrize(
+    "solver",
+    [
+        sd.ddim(),
+        sd.dpmpp(1),
+        sd.dpmpp(2),
+        sd.dpmpp(3),
+        sd.unipc(1),
+        sd.unipc(2),
+        sd.unipc(3),
+        sd.unipc(4),
+        sd.default(),
+    ],
+    ids=["ddim", "dpmpp1", "dpmpp2", "dpmpp3", "unipc1", "unipc2", "unipc3", "unipc4", "default"],
+)
+def test_named_methods_have_their_declared_order(process, solver):
+    process = dataclasses.replace(process, **{k: 1e-3 for k in ("t_min", "sigma_min") if k in vars(process)})
+    errors = path_errors(solver, process, (160, 320))
+    assert abs(slope(errors) - solver.convergence) < 0.5
+
+
+@pytest.mark.parametrize("process", FOUR.values(), ids=FOUR.keys())
+@pytest.mark.parametrize("tableau", [sd.EULER, sd.MIDPOINT, sd.HEUN, sd.RK4], ids=lambda t: t.name)
+@pytest.mark.parametrize("frame", [sd.DATA, sd.SIGMA, sd.ANGLE, sd.FLOW, sd.TIME], ids=repr)
+def test_runge_kutta_has_its_declared_order(process, tableau, frame):
+    process = dataclasses.replace(process, **{k: 1e-3 for k in ("t_min", "sigma_min") if k in vars(process)})
+    solver = sd.RungeKutta(tableau, frame)
+    errors = path_errors(solver, process, (40, 80), graded=False)
+    assert abs(slope(errors) - solver.convergence) < 0.25
+
+
+def test_the_printed_third_order_coefficient_would_be_caught():
+    """The slip this suite exists for: phi_3 times the divided difference, without its factor 2, is order 2."""
+
+    class Slipped(sd.Multistep):
+        def step(self, model, x, now, next, carry, noise):
+            good = super().step(model, x, now, next, carry, noise)
+            two = sd.Multistep(2, self.frame).step(model, x, now, next, carry, noise)
+            return good._replace(x=two.x + (good.x - two.x) / 2)
+
+    assert abs(slope(path_errors(Slipped(3), sd.VP(), (200, 400))) - 2) < 0.3
+
+
+def test_cold_start_costs_one_first_order_step():
+    """Without grading the first step's error stays: from lam = -3 order 4 falls to 2."""
+    cold = path_errors(sd.Multistep(4), sd.VP(), (200, 400), graded=False)
+    assert abs(slope(cold) - 2) < 0.3
+    assert cold[-1] > 10 * path_errors(sd.Multistep(4), sd.VP(), (200, 400))[-1]
+
+
+STOCHASTIC = {
+    "euler_maruyama": sd.euler_maruyama(),
+    "reverse_diffusion": sd.reverse_diffusion(),
+    "ancestral": sd.ancestral(),
+    "ddpm": sd.ddpm(),
+    "ddim(0.5)": sd.ddim(0.5),
+    "ddim(1)": sd.ddim(1.0),
+    **{
+        f"{name} {order}{'c' if correct else ''} eta={eta}": sd.Multistep(order, frame, eta, correct)
+        for name, frame in FRAMES.items()
+        for order, correct, eta in ((1, False, 1.0), (2, False, 1.0), (2, True, 0.6), (3, False, 0.6))
+    },
+}
+
+
+@pytest.mark.parametrize("process", FOUR.values(), ids=FOUR.keys())
+@pytest.mark.parametrize("solver", STOCHASTIC.values(), ids=STOCHASTIC.keys())
+def test_weak_order_by_exact_law(process, solver):
+    """The law is computed, not sampled. `convergence` bounds the order from below; order 1 is met on both sides."""
+    by_time = isinstance(solver, sd.EulerMaruyama | sd.ReverseDiffusion) and not isinstance(process, sd.EDM)
+    grid = sd.grids.by_time if by_time else sd.grids.by_snr
+    errors = law_errors(process, solver, grid, (160, 320))
+    declared = getattr(solver, "convergence", 1)
+    assert slope(errors) > declared - 0.15
+    if declared == 1:
+        assert slope(errors) < 1.25
+    assert errors[-1] < (0.1 if declared == 1 else 2e-3)
+
+
+@pytest.mark.parametrize("process", FOUR.values(), ids=FOUR.keys())
+def test_ddim_eta_one_is_ddpm(process):
+    model, x = mixture(process), process.prior(sd.noise.seeds(0, 8), (2,), F64)
+    noise, times = sd.White(sd.noise.seeds(5, 8)), sd.grids.by_time(process, 15)
+    one = sd.solve(model, x, times, sd.ddim(1.0), noise=noise).x
+    torch.testing.assert_close(one, sd.solve(model, x, times, sd.ddpm(), noise=noise).x, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_ddim_is_the_published_update(eta):
+    """Song et al. 2021, eq. 12 and 16, written out with alpha-bars, on one step."""
+    process = sd.VP()
+    now, next = process.level(0.8), process.level(0.5)
+    model = mixture(process)
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    white = sd.White(sd.noise.seeds(0, 5))
+    ours = sd.ddim(eta).step(model, x, now, next, sd.ddim(eta).init(model, x, now), white).x
+    a_now, a_next = now.alpha**2, next.alpha**2
+    eps = model(x, now, "noise")
+    std = eta * torch.sqrt((1 - a_next) / (1 - a_now)) * torch.sqrt(1 - a_now / a_next)
+    x0 = (x - torch.sqrt(1 - a_now) * eps) / torch.sqrt(a_now)
+    theirs = torch.sqrt(a_next) * x0 + torch.sqrt(1 - a_next - std**2) * eps + std * white(x, now, next)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_ddpm_is_the_exact_posterior():
+    """Ho et al. 2020, eq. 7, with betas: one step between two of a DDPM's own thousand levels."""
+    process = sd.DiscreteVP()
+    i = 600
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=F64)
+    bar = torch.cumprod(1 - betas, 0)
+    now, next = process.level((i + 1) / 1000), process.level(i / 1000)
+    model = mixture(process)
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    white = sd.White(sd.noise.seeds(0, 5))
+    ours = sd.ddpm().step(model, x, now, next, sd.ddpm().init(model, x, now), white).x
+    x0 = model(x, now, "data")
+    mean = (bar[i - 1].sqrt() * betas[i] * x0 + (1 - betas[i]).sqrt() * (1 - bar[i - 1]) * x) / (1 - bar[i])
+    std = torch.sqrt((1 - bar[i - 1]) / (1 - bar[i]) * betas[i])
+    torch.testing.assert_close(ours, mean + std * white(x, now, next), rtol=1e-9, atol=1e-9)
+
+
+def test_reverse_diffusion_is_the_published_predictor():
+    """score_sde's update from the paper (eq. 46 with VP's f = sqrt(1 - beta) - 1, G^2 = beta), on a DDPM's levels."""
+    process = sd.DiscreteVP()
+    i = 600
+    beta = float(torch.linspace(1e-4, 0.02, 1000, dtype=F64)[i])
+    now, next = process.level((i + 1) / 1000), process.level(i / 1000)
+    model = mixture(process)
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    white = sd.White(sd.noise.seeds(0, 5))
+    ours = sd.reverse_diffusion().step(model, x, now, next, (), white).x
+    theirs = (2 - (1 - beta) ** 0.5) * x + beta * model(x, now) + beta**0.5 * white(x, now, next)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_multistep_in_time_is_euler_maruyama():
+    process = sd.VP()
+    model, x = mixture(process), process.prior(sd.noise.seeds(0, 8), (2,), F64)
+    noise, times = sd.White(sd.noise.seeds(5, 8)), sd.grids.by_time(process, 50)
+    one = sd.solve(model, x, times, sd.Multistep(1, sd.TIME, 1.0), noise=noise).x
+    two = sd.solve(model, x, times, sd.euler_maruyama(), noise=noise).x
+    three = sd.solve(process.reverse(model), x, times, sd.euler_maruyama(), noise=noise).x
+    torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(three, two, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "diagonal", "matrix"])
+def test_euler_maruyama_takes_every_kind_of_noise(kind):
+    """VP written as a general SDE: with g = g(t) I in each shape the samples are VP's, noise and all."""
+    vp = sd.VP()
+    model = mixture(vp)
+
+    def g(x, t):
+        scalar = vp.diffusion(x, t)
+        if kind == "scalar":
+            return scalar
+        full = scalar[:, None].expand_as(x)
+        return full if kind == "diagonal" else torch.diag_embed(full)
+
+    general = sd.SDE.from_functions(vp.drift, g, t_min=1e-3)
+    x = vp.prior(sd.noise.seeds(0, 8), (2,), F64)
+    noise, times = sd.White(sd.noise.seeds(5, 8)), sd.grids.by_time(vp, 40)
+    reverse = general.reverse(lambda x, t: model(x, vp.level(t)))
+    theirs = sd.solve(reverse, x, times, sd.euler_maruyama(), noise=noise).x
+    ours = sd.solve(model, x, times, sd.euler_maruyama(), noise=noise).x
+    torch.testing.assert_close(theirs, ours, rtol=1e-9, atol=1e-9)
+
+
+def test_wide_matrix_noise_draws_as_many_normals_as_columns():
+    sde = sd.SDE.from_functions(lambda x, t: -x, lambda x, t: torch.ones(len(x), 2, 5, dtype=x.dtype))
+    seen = []
+
+    def noise(x, now, next, tag=0):
+        seen.append(x.shape)
+        return torch.zeros(x.shape, dtype=F64)
+
+    x = torch.ones(3, 2, dtype=F64)
+    sd.solve(sde.reverse(lambda x, t: -x), x, [1.0, 0.5], sd.euler_maruyama(), noise=noise)
+    assert seen == [(3, 5)]
+    bad = sd.SDE.from_functions(lambda x, t: -x, lambda x, t: torch.ones(2, dtype=x.dtype))
+    with pytest.raises(sd.InvalidArgumentError, match="diffusion"):
+        sd.solve(bad.reverse(lambda x, t: -x), x, [1.0, 0.5], sd.euler_maruyama(), noise=noise)
+
+
+@pytest.mark.parametrize("snr", [0.04, 0.08, 0.16])
+def test_pc_reaches_the_law_up_to_its_corrector_s_bias(snr):
+    """In equilibrium the corrector widens variance C to C/(1 - e/2C), e = 2 (snr sigma)^2: a bias of snr^2 sigma^2/C.
+
+    Per step the law is pulled to it by about 2 e/C while the predictor errs by O(h^2): at 4,000 steps the predictor's
+    part is far below the tolerance of a tenth of the bias for the two larger snr, and the quarter law shows.
+    """
+    process = sd.VE(sigma_min=0.2)
+    times = sd.grids.by_snr(process, 4000 if snr < 0.1 else 1500)
+    _, variance = exact_law(process, sd.pc(snr), times, draws=2)
+    exact = WIDTHS**2 + process.sigma_min**2
+    bias = variance / exact - 1
+    share = snr**2 * process.sigma_min**2 / exact
+    predicted = share / (1 - share)
+    # the widest coordinates hardly feel the corrector (e << C): there only the predictor's own error is bounded
+    torch.testing.assert_close(bias[:1], predicted[:1], rtol=0.35 if snr < 0.05 else 0.12, atol=0.0)
+    assert (bias.abs() <= predicted + 0.01).all()
+
+
+def test_langevin_leaves_its_own_stationary_law():
+    """One corrector step maps the biased variance to itself, exactly."""
+    process, snr = sd.VE(), 0.3
+    level = process.level(0.4)
+    c = WIDTHS**2 + level.sigma**2
+    e = 2 * (snr * level.sigma) ** 2
+    stationary = c / (1 - e / (2 * c))
+    after = (1 - e / c) ** 2 * stationary + 2 * e
+    torch.testing.assert_close(after, stationary)
+    from problems import MEANS, UnitResponse, gaussian
+
+    x = MEANS.repeat(3, 1)
+    x[1] += stationary.sqrt()
+    out = sd.Langevin(snr).step(gaussian(process), x, level, level, (), UnitResponse()).x
+    torch.testing.assert_close(((out[1:] - out[0]) ** 2).sum(0), stationary, rtol=1e-12, atol=0.0)
+    assert (stationary <= c / (1 - snr**2)).all()
+
+
+def test_batch_coupled_langevin_is_score_sde_s_rule():
+    process, snr = sd.VE(), 0.16
+    level = process.level(0.4)
+    model = mixture(process)
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    white = sd.White(sd.noise.seeds(0, 6))
+    ours = sd.BatchCoupledLangevin(snr).step(model, x, level, level, (), white).x
+    z, grad = white(x, level, level, 1), model(x, level)
+    step = (snr * z.norm(dim=1).mean() / grad.norm(dim=1).mean()) ** 2 * 2
+    torch.testing.assert_close(ours, x + step * grad + torch.sqrt(2 * step) * z, rtol=1e-12, atol=1e-12)
+
+
+def test_a_corrector_refuses_a_predictor_with_memory():
+    with pytest.raises(sd.InvalidArgumentError, match="carries 1 past evaluations"):
+        sd.PC(sd.dpmpp(2), sd.Langevin())
+    assert sd.PC(sd.dpmpp(1), sd.Langevin(steps=2)).evals == 3
+
+
+def test_a_flow_solver_refuses_an_sde():
+    vp = sd.VP()
+    reverse = vp.reverse(mixture(vp))
+    for solver in (sd.RungeKutta(sd.HEUN, sd.TIME), sd.Multistep(2, sd.TIME)):
+        with pytest.raises(sd.InvalidArgumentError, match="would drop the noise"):
+            sd.solve(reverse, torch.ones(2, 2, dtype=F64), [1.0, 0.5], solver)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sd.Multistep(0),
+        lambda: sd.Multistep(6),
+        lambda: sd.Multistep(2, eta=-1.0),
+        lambda: sd.Multistep(2, eta=float("nan")),
+        lambda: sd.Multistep(2, eta=lambda now, next: now.t),
+        lambda: sd.dpmpp(0),
+        lambda: sd.dpmpp(4),
+        lambda: sd.unipc(5),
+        lambda: sd.ddim(2.0),
+        lambda: sd.ddim(-0.5),
+        lambda: sd.ddim(float("nan")),
+        lambda: sd.pc(snr=0.0),
+        lambda: sd.pc(snr=1.5),
+        lambda: sd.pc(steps=0),
+        lambda: sd.euler_maruyama(eta=-1.0),
+        lambda: sd.Tableau("bad", 1, ((1.0,),), (1.0,)),
+        lambda: sd.Tableau("bad", 1, ((),), (0.9,)),
+    ],
+)
+def test_impossible_options_are_errors(make):
+    with pytest.raises(sd.InvalidArgumentError):
+        make()
+
+
+@pytest.mark.parametrize("frame", [sd.DATA, sd.SIGMA(variable=lambda lam: lam)], ids=["DATA", "SIGMA in lam"])
+def test_error_estimate_is_the_local_error(frame):
+    """The last Newton term of a step of order 3 measures the error that order 2 makes: ratio 1 as steps shrink."""
+    process = sd.VP()
+    model, x = mixture(process), process.prior(sd.noise.seeds(0, 8), (2,), F64)
+    solver = sd.Multistep(3, frame, estimate=True)
+    times = lam_grid(process, torch.linspace(-1.0, 1.0, 201, dtype=F64))
+    levels = [process.level(t) for t in times]
+    carry = solver.init(model, x, levels[0])
+    for now, next in zip(levels[:100], levels[1:]):
+        before, state = carry, x
+        step = solver.step(model, x, now, next, carry, None)
+        x, carry = step.x, step.carry
+    lower = dataclasses.replace(solver, order=2).step(model, state, now, next, before, None).x
+    torch.testing.assert_close(step.error, step.x - lower, rtol=1e-6, atol=1e-14)
+    assert sd.Multistep(3, frame).step(model, state, now, next, before, None).error is None
