@@ -1,0 +1,431 @@
+"""The loop: faults seen in this field's libraries, each a clear error or the right answer; independence of rows."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from problems import F64, mixture
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses import FakeTensorMode
+
+import sdegen as sd
+
+VP = sd.VP()
+SOLVERS = {
+    "euler_maruyama": sd.euler_maruyama(),
+    "reverse_diffusion": sd.reverse_diffusion(),
+    "ancestral": sd.ancestral(),
+    "ddpm": sd.ddpm(),
+    "ddim": sd.ddim(),
+    "ddim(0.5)": sd.ddim(0.5),
+    "pc": sd.pc(),
+    "heun": sd.heun(),
+    "dpmpp(3)": sd.dpmpp(3),
+    "unipc(4)": sd.unipc(4),
+    "sde, corrected": sd.Multistep(2, sd.DATA, 1.0, correct=True),
+    "SIGMA in s^(1/7)": sd.Multistep(4, sd.SIGMA(variable=lambda lam: torch.exp(-lam / 7))),
+    "FLOW": sd.Multistep(2, sd.FLOW, 0.5),
+    "rk4 in TIME": sd.RungeKutta(sd.RK4, sd.TIME),
+    "default": sd.default(),
+}
+solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+
+
+def start(n=5, dtype=F64):
+    return VP.prior(sd.noise.seeds(0, n), (2,), dtype)
+
+
+def white(n=5):
+    return sd.White(sd.noise.seeds(9, n))
+
+
+def run(solver, model=None, x=None, steps=6, **options):
+    x = start() if x is None else x
+    options.setdefault("noise", white(len(x)) if solver.stochastic else None)
+    return sd.solve(model or mixture(VP), x, sd.grids.by_snr(VP, steps), solver, **options)
+
+
+class Faulty:
+    """The exact score, which does `fault` to sample `row` from call `call` on."""
+
+    def __init__(self, fault, row=2, call=3):
+        self.model, self.fault, self.row, self.call, self.calls = mixture(VP), fault, row, call, 0
+
+    def __call__(self, x, t):
+        self.calls += 1
+        out = self.model(x, VP.level(t))
+        if self.calls == self.call:
+            out = out.clone()
+            out[self.row] = self.fault
+        return out
+
+
+@solvers
+@pytest.mark.parametrize("fault", [float("nan"), float("inf")])
+def test_one_bad_sample_ends_alone(solver, fault):
+    if isinstance(solver, sd.PC):
+        fault = float("nan")
+    good = run(solver, sd.ScoreModel(VP, Faulty(0.0, call=-1)))
+    model = sd.ScoreModel(VP, Faulty(fault))
+    with pytest.raises(sd.SolveError, match=r"1 of 5 samples became NaN or Inf \(rows 2\).*at t=") as info:
+        run(solver, model)
+    model.net.calls = 0
+    returned = run(solver, model, on_failure="return")
+    others = [0, 1, 3, 4]
+    for solution in (info.value.partial, returned):
+        assert torch.equal(solution.x[others], good.x[others])
+        assert solution.x.isfinite().all()
+        assert solution.status.tolist() == [0, 0, sd.Status.NONFINITE, 0, 0]
+        assert solution.ok.tolist() == [True, True, False, True, True]
+        step = (3 - 1) // solver.evals  # the step that holds the third call
+        assert solution.accepted.tolist() == [6, 6, step, 6, 6]
+        assert solution.nfe.tolist() == [6 * solver.evals] * 2 + [(step + 1) * solver.evals] + [6 * solver.evals] * 2
+        assert solution.level.t[2] == sd.grids.by_snr(VP, 6)[step]
+        assert (solution.level.t[others] == VP.t_min).all()
+        assert solution.rejected.tolist() == [0] * 5
+
+
+def test_bad_start_is_an_error_before_the_first_call():
+    x = start()
+    x[1, 0], x[3, 1] = float("nan"), float("inf")
+    net = Faulty(0.0)
+    with pytest.raises(sd.InvalidArgumentError, match=r"rows \[1, 3\] of 5"):
+        run(sd.ddim(), sd.ScoreModel(VP, net), x)
+    assert net.calls == 0
+
+
+@solvers
+def test_exactly_n_steps_and_never_outside_the_span(solver):
+    seen = []
+    exact = mixture(VP)
+
+    def net(x, t):
+        seen.append(t)
+        return exact(x, VP.level(t))
+
+    solution = run(solver, sd.ScoreModel(VP, net), steps=7)
+    assert len(seen) == 7 * solver.evals
+    assert solution.nfe.tolist() == [7 * solver.evals] * 5
+    assert solution.accepted.tolist() == [7] * 5
+    assert (solution.level.t == VP.t_min).all()
+    times = torch.stack(seen)
+    assert (times >= VP.t_min).all()
+    assert (times <= VP.t_max).all()
+    long = sd.solve(sd.ScoreModel(VP, net), start(dtype=torch.float32), sd.grids.by_time(VP, 1000), sd.ddim())
+    assert long.accepted.tolist() == [1000] * 5
+
+
+@solvers
+def test_a_row_does_not_depend_on_its_batch(solver):
+    """Bit for bit: alone, reordered, and beside a wild partner."""
+    x, seeds = start(6), sd.noise.seeds(9, 6)
+    whole = run(solver, x=x, noise=sd.White(seeds)).x
+    order = torch.tensor([4, 0, 5, 2])
+    assert torch.equal(run(solver, x=x[order], noise=sd.White(seeds[order])).x, whole[order])
+    assert torch.equal(run(solver, x=x[3:4], noise=sd.White(seeds[3:4])).x, whole[3:4])
+    wild = x.clone()
+    wild[1] *= 1e6
+    kept = [0, 2, 3, 4, 5]
+    assert torch.equal(run(solver, x=wild, noise=sd.White(seeds)).x[kept], whole[kept])
+
+
+@solvers
+def test_layout_does_not_matter_and_the_start_is_not_touched(solver):
+    x = start()
+    before = x.clone()
+    whole = run(solver, x=x).x
+    strided = torch.empty(2, 5, dtype=F64).t()
+    strided.copy_(x)
+    wide = torch.zeros(5, 6, dtype=F64)[:, ::3]
+    wide.copy_(x)
+    for other in (strided, wide):
+        assert not other.is_contiguous()
+        assert torch.equal(run(solver, x=other).x, whole)
+    assert torch.equal(x, before)
+    same = x[:1].expand(5, 2)
+    assert torch.equal(
+        run(solver, x=same, noise=sd.White(sd.noise.seeds(3, 1).expand(5))).x.std(0), torch.zeros(2, dtype=F64)
+    )
+
+
+@solvers
+def test_solvers_are_immutable_repeatable_and_thread_safe(solver):
+    first = run(solver).x
+    assert torch.equal(run(solver).x, first)
+    with pytest.raises(AttributeError):
+        solver.order = 7
+    assert torch.equal(run(copy.deepcopy(solver)).x, first)
+    results = [None] * 4
+
+    def work(i):
+        results[i] = run(solver).x
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert all(torch.equal(r, first) for r in results)
+
+
+@pytest.mark.parametrize("name", ["euler_maruyama", "ddim(0.5)", "pc", "heun", "unipc(4)", "default"])
+def test_solvers_pickle(name):
+    assert pickle.loads(pickle.dumps(SOLVERS[name])) == SOLVERS[name]
+
+
+@solvers
+def test_no_host_sync_on_a_fixed_grid(solver):
+    """Under FakeTensorMode any read of a value raises: a whole solve has none."""
+    control = sd.Fixed(sd.grids.by_snr(VP, 4))
+    model = mixture(VP)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        x = mode.from_tensor(start())
+        seeds = mode.from_tensor(sd.noise.seeds(0, 5))
+        out = sd.solve(model, x, control, solver, noise=sd.White(seeds)).x
+        with pytest.raises(RuntimeError):
+            float(out[0, 0])
+    assert out.shape == (5, 2)
+
+
+@solvers
+def test_a_step_is_one_graph(solver):
+    """fullgraph, without recompiling from step to step, the same numbers up to fused rounding."""
+    torch._dynamo.reset()
+    weight = torch.randn(2, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    model = sd.ScoreModel(VP, lambda x, t: torch.tanh((x[:, None] * weight).sum(-1)) + t[:, None], "noise")
+    level = VP.level(sd.grids.by_snr(VP, 4))
+    levels = [sd.Level(*p) for p in zip(*(part.unbind() for part in level))]
+    noise, counter = white(), CompileCounter()
+    step = torch.compile(
+        lambda x, carry, a, b: solver.step(model, x, a, b, carry, noise), fullgraph=True, backend=counter
+    )
+    x = y = start()
+    carry = mine = solver.init(model, x, levels[0])
+    for now, next in zip(levels, levels[1:]):
+        out = step(x, carry, now, next)
+        x, carry = out.x, out.carry
+        own = solver.step(model, y, now, next, mine, noise)
+        y, mine = own.x, own.carry
+    assert counter.frame_count == 1
+    torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+@solvers
+def test_inductor_gives_the_same_numbers(solver):
+    torch._dynamo.reset()
+    model = sd.ScoreModel(VP, lambda x, t: torch.tanh(x) + t[:, None], "noise")
+    level = VP.level(sd.grids.by_snr(VP, 3))
+    now, next = (sd.Level(*(part[i] for part in level)) for i in (0, 1))
+    noise, x = white(), start()
+    carry = solver.init(model, x, now)
+    step = torch.compile(lambda x, carry: solver.step(model, x, now, next, carry, noise).x, fullgraph=True)
+    torch.testing.assert_close(step(x, carry), solver.step(model, x, now, next, carry, noise).x, rtol=1e-12, atol=1e-12)
+
+
+@solvers
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_states_of_every_dtype(solver, dtype):
+    """The state keeps its dtype, whatever the default is, and stays near the float64 result."""
+    exact = run(solver, steps=12).x
+    model = mixture(VP)
+    net = sd.ScoreModel(VP, lambda x, t: model(x.double(), VP.level(t.double()), "noise").to(x.dtype), "noise")
+    out = run(solver, net, start(dtype=dtype), steps=12).x
+    assert out.dtype == dtype
+    # each evaluation sees a state rounded to eps |x|, which the score of the narrowest mode turns into eps |x| / 0.3
+    eps = torch.finfo(dtype).eps
+    assert float((out.double() - exact).abs().mean()) <= 60 * 12 * eps
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(run(solver, net, start(dtype=dtype), steps=12).x, out)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_float32_weights_keep_float64_levels():
+    """10,000 float32 steps: errors are those of storing x in float32, not of levels (k-diffusion's lms: 0.57)."""
+    point = sd.GaussianMixture(torch.tensor([[0.7, -2.0]]), stds=0.0).score(sd.EDM())
+    x = sd.EDM().prior(sd.noise.seeds(0, 3), (2,))
+    out = sd.solve(point, x, sd.grids.karras(sd.EDM(), 10_000), sd.Multistep(3, sd.SIGMA)).x
+    assert float((out - torch.tensor([0.7, -2.0])).abs().max()) < 0.02
+
+
+def test_gradients_flow_through_solve():
+    weight = torch.tensor([[0.3, -0.2], [0.1, 0.5]], dtype=F64, requires_grad=True)
+
+    def final(weight, x):
+        model = sd.ScoreModel(VP, lambda x, t: torch.tanh(x @ weight), "noise")
+        return sd.solve(model, x, sd.grids.by_snr(VP, 5), sd.dpmpp(2)).x
+
+    x = start(2).requires_grad_()
+    assert torch.autograd.gradcheck(final, (weight, x))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
+def test_an_exception_passes_unchanged_with_a_note(error):
+    calls = []
+
+    def net(x, t):
+        calls.append(t)
+        if len(calls) == 4:
+            raise error
+        return -x
+
+    with pytest.raises(type(error)) as info:
+        run(sd.ddim(), sd.ScoreModel(VP, net))
+    assert info.value is error
+    time = float(sd.grids.by_snr(VP, 6)[3])
+    assert info.value.__notes__ == [f"sdegen: in step 4, at t={time:.6g}, after 3 evaluations"]
+    assert info.value.partial.accepted.tolist() == [3] * 5
+    assert torch.equal(
+        info.value.partial.x,
+        run(sd.ddim(), sd.ScoreModel(VP, lambda x, t: -x), observe=lambda p: sd.STOP if p.step == 3 else None).x,
+    )
+    calls.clear()
+    calls.extend([None] * 10)
+    run(sd.ddim(), sd.ScoreModel(VP, net))  # the same objects again
+
+
+def test_wrong_first_output_is_an_error_with_both_shapes():
+    with pytest.raises(sd.ScoreShapeError, match=r"\[5, 1\].*\[5, 2\]"):
+        run(sd.ddim(), sd.ScoreModel(VP, lambda x, t: x[:, :1]))
+    x = start()
+    with pytest.raises(sd.ScoreError, match="modified its input"):
+        run(sd.ddim(), sd.ScoreModel(VP, lambda x, t: x.zero_()), x)
+    assert torch.equal(x, start())
+
+
+@solvers
+def test_empty_batches_and_single_elements(solver):
+    net = Faulty(0.0)
+    empty = run(solver, sd.ScoreModel(VP, net), torch.zeros(0, 2, dtype=F64))
+    assert empty.x.shape == (0, 2)
+    assert net.calls == 0
+    assert empty.level.t.shape == empty.status.shape == (0,)
+    one = run(solver, sd.ScoreModel(VP, lambda x, t: -x), torch.ones(1, 1, dtype=F64))
+    assert one.x.shape == (1, 1)
+    none = run(solver, sd.ScoreModel(VP, lambda x, t: -x), torch.ones(3, 0, dtype=F64))
+    assert none.x.shape == (3, 0)
+    image = run(solver, sd.ScoreModel(VP, lambda x, t: -x), torch.ones(2, 3, 4, 5, dtype=F64))
+    assert image.x.shape == (2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model": lambda x, t: -x}, sd.InvalidTypeError, "wrap a callable as ScoreModel"),
+        ({"x": [1.0]}, sd.InvalidTypeError, "must be a torch.Tensor"),
+        ({"x": torch.ones(3, 2, dtype=torch.int64)}, sd.InvalidTypeError, r"x\.float\(\)"),
+        ({"x": torch.tensor(1.0)}, sd.InvalidArgumentError, r"x\[None\]"),
+        ({"x": torch.ones(3)}, sd.InvalidArgumentError, r"x\[:, None\]"),
+        ({"solver": sd.Multistep}, sd.InvalidTypeError, r"sd\.ddim\(\)"),
+        ({"solver": "ddim"}, sd.InvalidTypeError, "solver must be"),
+        ({"solver": sd.ddpm()}, sd.InvalidArgumentError, "draws noise"),
+        ({"control": 20}, sd.InvalidTypeError, "control must be"),
+        ({"control": torch.tensor([0.5, 0.5])}, sd.InvalidArgumentError, "strictly monotone"),
+        ({"control": torch.tensor([1.0, 0.0])}, sd.InvalidArgumentError, "span"),
+        ({"on_failure": "ignore"}, sd.InvalidArgumentError, "'raise' or 'return'"),
+        ({"nosie": None}, sd.InvalidTypeError, "did you mean 'noise'"),
+        ({"wibble": None}, sd.InvalidTypeError, "it takes"),
+        ({"noise": sd.White(sd.noise.seeds(0, 2)), "solver": sd.ddpm()}, sd.InvalidArgumentError, "2 seeds"),
+    ],
+)
+def test_mistakes_are_errors_before_the_first_call(options, error, message):
+    net = Faulty(0.0)
+    arguments = {"model": sd.ScoreModel(VP, net), "x": start(), "control": [1.0, 0.5], "solver": sd.ddim(), **options}
+    with pytest.raises(error, match=message):
+        sd.solve(**arguments)
+    assert net.calls == 0 or "seeds" in message
+
+
+def test_time_may_run_up_for_deterministic_solvers_only():
+    up = sd.grids.by_snr(VP, 40).flip(0)
+    x = sd.GaussianMixture(torch.zeros(1, 2), stds=0.5).sample(4).double()
+    there = sd.solve(mixture(VP), x, up, sd.dpmpp(2)).x
+    back = sd.solve(mixture(VP), there, up.flip(0), sd.dpmpp(2)).x
+    assert float((back - x).abs().max()) < 0.05
+    with pytest.raises(sd.InvalidArgumentError, match="only towards data"):
+        sd.solve(mixture(VP), x, up, sd.ddpm(), noise=white(4))
+
+
+def test_a_network_in_training_mode_warns_once():
+    net = torch.nn.Linear(2, 2).double()
+
+    def wrapped(net):
+        class Net(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = net
+
+            def forward(self, x, t):
+                return self.net(x)
+
+        return Net()
+
+    model = sd.ScoreModel(VP, wrapped(net), "noise")
+    with pytest.warns(UserWarning, match="training mode") as caught:
+        run(sd.ddim(), model)
+    assert len(caught) == 1
+    model.net.eval()
+    run(sd.ddim(), model)
+
+
+def test_observer_keeps_a_path_and_stops_early():
+    seen = run(sd.ddim(), observe=lambda p: (p.step, p.steps, p.nfe, p.x, p.level))
+    assert [v[:3] for v in seen.path] == [(k, 6, k) for k in range(1, 7)]
+    assert torch.equal(seen.path[-1][3], seen.x)
+    times = sd.grids.by_snr(VP, 6)
+    assert [float(v[4].t) for v in seen.path] == times[1:].tolist()
+    stopped = run(sd.ddim(), observe=lambda p: sd.STOP if p.step == 2 else None)
+    assert stopped.path == []
+    assert stopped.status.tolist() == [sd.Status.STOPPED] * 5
+    assert stopped.ok.all()
+    assert torch.equal(stopped.x, seen.path[1][3])
+    assert (stopped.level.t == times[2]).all()
+
+
+def test_progress_bar_counts_steps_and_evaluations(capsys):
+    run(sd.heun(), progress=True)
+    err = capsys.readouterr().err
+    assert "6/6" in err
+    assert "NFE=12" in err
+    run(sd.heun())
+    assert capsys.readouterr().err == ""
+
+
+def test_a_solver_of_one_s_own():
+    """Heun in SIGMA written by hand in a dozen lines is the library's."""
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Heun(sd.OneStep):
+        evals = 2
+
+        def step(self, model, x, now, next, carry, noise):
+            s, s_next = now.sigma / now.alpha, next.sigma / next.alpha
+            first = model(x, now, "noise")
+            guess = next.alpha * (x / now.alpha + (s_next - s) * first)
+            second = model(guess, next, "noise")
+            return sd.Step(next.alpha * (x / now.alpha + (s_next - s) * (first + second) / 2), carry)
+
+    torch.testing.assert_close(run(Heun()).x, run(sd.heun()).x, rtol=1e-12, atol=1e-12)
+
+
+def test_global_generators_are_neither_read_nor_moved():
+    import random
+
+    import numpy as np
+
+    def states():
+        return torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+
+    before = states()
+    first = run(sd.pc()).x
+    after = states()
+    assert torch.equal(before[0], after[0])
+    assert (before[1] == after[1]).all()
+    assert before[2] == after[2]
+    torch.manual_seed(123)
+    assert torch.equal(run(sd.pc()).x, first)
