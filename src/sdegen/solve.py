@@ -155,8 +155,9 @@ class _Run:
     def take(self, step: Step, next: Level, accept: bool | Tensor) -> None:
         """Move the rows whose step is accepted and finite; freeze for good those that are not finite."""
         self.tried = self.tried + self.alive
-        # the largest magnitude is NaN or Inf just where a value is, cannot overflow, and is one pass
-        size = torch.linalg.vector_norm(step.x.detach().flatten(1), float("inf"), dim=1) if step.x[0].numel() else None
+        # the largest magnitude is NaN or Inf just where a value is, and cannot overflow
+        flat = step.x.detach().flatten(1)
+        size = flat.abs().amax(1) if flat.shape[1] else None
         self.alive = self.alive if size is None else self.alive & size.isfinite()
         moved = self.alive if accept is True else self.alive & accept
         self.x = _keep(moved, step.x, self.x)
