@@ -53,7 +53,9 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.name not in ("__init__.py", "__main__.py")], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.name not in ("__init__.py", "__main__.py")], ids=lambda p: p.stem
+)
 def test_a_module_imports_only_from_its_left(path):
     rank = {name: i for i, names in enumerate(ORDER) for name in names}
     own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
