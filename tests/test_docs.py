@@ -1,0 +1,172 @@
+"""The documentation is true: every Python block runs, every link leads somewhere, every `sd.name` exists."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+import sys
+import traceback
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import sdegen as sd
+
+ROOT = Path(__file__).parent.parent
+FILES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.exists()]
+PYTHON = {"python", "py", "python3", "pycon"}
+LANGUAGES = PYTHON | {"console", "sh", "text", "math", "toml", "bibtex", "mermaid"}
+FENCE = re.compile(r"^([ >]*)(`{3,}|~{3,})[ ]*([\w-]*)")
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the line of its first line of code, its text."""
+
+    language: str
+    line: int
+    code: str
+
+
+def blocks(text: str) -> list[Block]:
+    """All fenced blocks, without their indentation. Nothing around a block can hide it."""
+    found: list[Block] = []
+    opened: tuple[str, str, str, int] | None = None
+    body: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        fence = FENCE.match(line)
+        if opened is None:
+            if fence:
+                opened, body = (fence[1], fence[2], fence[3].lower(), number + 1), []
+        elif fence and fence[2].startswith(opened[1]) and not line[fence.end(2) :].strip():
+            found.append(Block(opened[2], opened[3], "\n".join(body) + "\n"))
+            opened = None
+        else:
+            body.append(line.removeprefix(opened[0]))
+    if opened is not None:
+        raise ValueError(f"the block opened before line {opened[3]} is never closed")
+    return found
+
+
+def prose(text: str) -> str:
+    """The text without its fenced blocks."""
+    inside, kept = "", []
+    for line in text.splitlines():
+        fence = FENCE.match(line)
+        if fence and not inside:
+            inside = fence[2]
+        elif fence and fence[2].startswith(inside):
+            inside = ""
+        elif not inside:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+class Page:
+    """The Python blocks of one file, run in order in one module, one folder and one stream of random numbers."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path, self.folder = path, folder
+        self.blocks = [b for b in blocks(path.read_text()) if b.language in PYTHON]
+        self.done = 0
+        self.module = types.ModuleType(f"docs_{path.stem}")
+        sys.modules[self.module.__name__] = self.module  # dataclasses and pickle look it up
+        self.rng = torch.Generator().get_state()
+
+    def run(self, index: int) -> None:
+        """Run block `index`, first those before it that were not run yet (tests may be spread over processes)."""
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self.rng)
+        try:
+            while self.done <= index:
+                block = self.blocks[self.done]
+                # empty lines in front give tracebacks the line numbers of the file
+                code = compile("\n" * (block.line - 1) + block.code, str(self.path), "exec", dont_inherit=True)
+                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                    exec(code, vars(self.module))  # noqa: S102
+                self.done += 1
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            line = next((f.lineno for f in frames if f.filename == str(self.path)), block.line)
+            pytest.fail(f"{named(self.path)}:{line} (block at line {block.line}): {type(error).__name__}: {error}")
+        finally:
+            self.rng = torch.get_rng_state()
+            torch.set_rng_state(outside)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of a path; the same one for all of its blocks."""
+    return functools.cache(lambda path: Page(path, tmp_path_factory.mktemp(path.stem)))
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+CASES = [
+    pytest.param(path, i, id=f"{named(path)}:{block.line}")
+    for path in FILES
+    for i, block in enumerate(b for b in blocks(path.read_text()) if b.language in PYTHON)
+]
+
+
+@pytest.mark.parametrize(("path", "index"), CASES)
+def test_block_runs(path, index, page, monkeypatch):
+    """Warnings are errors here as everywhere in the suite."""
+    monkeypatch.chdir(page(path).folder)
+    page(path).run(index)
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_every_block_says_its_language(path):
+    """So that no Python hides in a block that is not run."""
+    for block in blocks(path.read_text()):
+        assert block.language in LANGUAGES, f"{named(path)}:{block.line - 1}: {block.language!r}"
+
+
+def test_no_block_can_be_hidden():
+    text = "<!-- no-test -->\n```python\na\n```\n\n- item\n\n  ~~~~py title=x\n  b\n  ~~~\n  ~~~~\n```sh\nc\n```\n"
+    assert blocks(text) == [("python", 3, "a\n"), ("py", 9, "b\n~~~\n"), ("sh", 13, "c\n")]
+    assert prose(text) == "<!-- no-test -->\n\n- item\n"
+    with pytest.raises(ValueError, match="never closed"):
+        blocks("```python\n")
+
+
+def anchors(path: Path) -> set[str]:
+    """The names of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ +(.*?) *#*$", prose(path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_links_and_images_lead_somewhere(path):
+    text = re.sub(r"`[^`\n]+`", "", prose(path.read_text()))
+    links = re.findall(r"\]\(<?([^)\s>]+)[^)]*\)", text) + re.findall(r"""(?:src|href|srcset)=["']([^"' ]+)""", text)
+    links += re.findall(r"^\[[^\]]+\]: *(\S+)", text, re.MULTILINE)
+    for link in links:
+        if re.match(r"[a-z][a-z+.-]*:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        there = path if not target else (path.parent / target).resolve()
+        assert there.exists(), f"{named(path)}: {link}"
+        assert ROOT in (there, *there.parents), f"{named(path)}: {link} leads out of the repository"
+        if anchor and there.suffix == ".md":
+            assert anchor in anchors(there), f"{named(path)}: {link}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_names_exist(path):
+    """Every `sd.name.name` in code, block or backticks, starts from a public name and exists."""
+    text = path.read_text()
+    code = [b.code for b in blocks(text) if b.language != "math"] + re.findall(r"`+([^`\n]+)`+", prose(text))
+    for name in {n for part in code for n in re.findall(r"(?<![\w.])sd\.([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)", part)}:
+        value = sd
+        for i, attribute in enumerate(name.split(".")):
+            assert i or attribute in (*sd.__all__, "__version__"), f"{named(path)}: sd.{name} is not public"
+            assert hasattr(value, attribute), f"{named(path)}: sd.{name} does not exist"
+            value = getattr(value, attribute)
