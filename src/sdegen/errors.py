@@ -46,8 +46,10 @@ class SolveError(SdegenError, RuntimeError):
 
 
 def readable(x: Tensor) -> bool:
-    """Whether values can be read on the host: not while tracing, nor from a subclass (FakeTensor has none)."""
-    return type(x) in (Tensor, torch.nn.Parameter) and not x.is_meta and not torch.compiler.is_compiling()
+    """Whether values can be read on the host: not while tracing, in vmap, or from a FakeTensor."""
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta or torch.compiler.is_compiling():
+        return False
+    return not torch._C._functorch.is_batchedtensor(x)
 
 
 def unknown_keywords(function: str, got: Iterable[str], allowed: Iterable[str]) -> InvalidTypeError:

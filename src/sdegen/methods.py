@@ -52,7 +52,7 @@ def ddpm() -> Multistep:
 
 
 def ddim(eta: float = 0.0) -> Multistep:
-    """DDIM with its own eta in [0, 1] (Song et al. 2021, eq. 12 and 16): 0 deterministic, 1 is `ddpm()`.
+    """DDIM with its own eta in [0, 1] (Song, Meng & Ermon 2021, eq. 12 and 16): 0 deterministic, 1 is `ddpm()`.
 
     diffusers' DDIMScheduler(clip_sample=False), azula's DDIM, k-diffusion's sample_euler (eta=0), DPM-Solver-1; any
     grid, and the last denoising is `sample`'s.
@@ -90,7 +90,8 @@ def dpmpp(order: int = 2) -> Multistep:
     """DPM-Solver++ multistep of order 1, 2 or 3 (Lu et al. 2022b, alg. 2), with exact quadrature weights.
 
     diffusers' DPMSolverMultistepScheduler(algorithm_type="dpmsolver++") and k-diffusion's sample_dpmpp_2m. Those round
-    the weights to the leading order of h, and their third-order coefficient misses a factor 2 (it has order 2).
+    the weights to the leading order of h, and their third-order coefficient misses a factor 2 (it has order 2). Wants a
+    grid in log-SNR: with few steps `by_time` leaves a last step too long for orders 2 and 3.
     """
     return Multistep(order=_order("dpmpp", order, 3), frame=DATA)
 
@@ -98,8 +99,9 @@ def dpmpp(order: int = 2) -> Multistep:
 def unipc(order: int = 3) -> Multistep:
     """UniPC of order 1 to 4 on data prediction: corrector one order higher (Zhao et al. 2023, alg. 1-2).
 
-    diffusers' UniPCMultistepScheduler(solver_type="bh2") without lower_order_final. Its B(h) weights agree with these
-    exact ones up to the order. Converges at order + 1.
+    diffusers' UniPCMultistepScheduler(solver_type="bh2") without lower_order_final. Its weights are these exact ones,
+    but for the shortcut it takes at order 2, which differs by the choice of B(h). Converges at order + 1. Wants a grid
+    in log-SNR: with few steps `by_time` leaves a last step too long for its order.
     """
     return Multistep(order=_order("unipc", order, 4), frame=DATA, correct=True)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Words: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 _MASK = 0xFFFFFFFF
+_BLOCKS = 1 << 15
 # M - 2^32 for Philox's M0 and M1: a product M c can pass 2^63, and compiled code may assume that int64 never overflows
 # (inductor's C++ did, and dropped masks); (M - 2^32) c cannot, has the same low word, and a high word smaller by c.
 _MULTIPLIERS = 0xD2511F53 - (1 << 32), 0xCD9E8D57 - (1 << 32)
@@ -132,14 +133,27 @@ def normals(
     tag = _integer("tag", tag, 1 << 32)
     device = torch.device(device) if device is not None else seeds.device
     seeds = seeds.to(device, non_blocking=True)
-    w0, w1, w2, w3 = (_word(word, device) for word in words)
-    a0, a1, a2, a3 = (a[:, None] for a in philox(_halves(seeds), (w0, w1, w2, w3)))
-
+    counter = tuple(_word(word, device) for word in words)
     size = math.prod(shape)
-    block = torch.arange(-(-size // 4), dtype=torch.int64, device=device)
+    # on the CPU a few rows at a time, which bounds the temporaries and keeps them in the cache; bits do not change
+    rows = len(seeds)
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        rows = max(1, _BLOCKS // max(1, size // 4))
+    parts = []
+    for start in range(0, len(seeds), max(1, rows)):
+        part = slice(start, start + rows)
+        own = tuple(word[part] if word.ndim else word for word in counter)
+        parts.append(_draw(seeds[part], own, tag, size).to(dtype))
+    flat = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else seeds.new_empty(0, size, dtype=dtype)
+    return flat.reshape(len(seeds), *shape)
+
+
+def _draw(seeds: Tensor, counter: tuple[Tensor, ...], tag: int, size: int) -> Tensor:
+    w0, w1, w2, w3 = counter
+    a0, a1, a2, a3 = (a[:, None] for a in philox(_halves(seeds), (w0, w1, w2, w3)))
+    block = torch.arange(-(-size // 4), dtype=torch.int64, device=seeds.device)
     bits = philox((a0, a1), (block, torch.full_like(block, tag), a2, a3))
-    flat = _box_muller(bits).flatten(1)[:, :size]
-    return flat.to(dtype).reshape(len(seeds), *shape)
+    return _box_muller(bits).flatten(1)[:, :size]
 
 
 def _box_muller(words: Words) -> Tensor:

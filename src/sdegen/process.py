@@ -1,7 +1,7 @@
 r"""Forward SDEs `dx = f(x, t) dt + g(x, t) dw`, and the reverse family that a score turns them into.
 
 A `Process` is linear and Gaussian: two functions give `x_t = alpha(t) data + sigma(t) noise`, and all else follows
-(Song et al. 2021, eq. 29; Kingma et al. 2021, eq. 2-3; Karras et al. 2022, app. B):
+(Song et al. 2021, eq. 29; Lu et al. 2022, sec. 2.1; Karras et al. 2022, app. B):
 
     f = (alpha'/alpha) x,   g^2 = 2 sigma^2 (sigma'/sigma - alpha'/alpha) = -2 sigma^2 dlam/dt,  lam = log(alpha/sigma).
 """

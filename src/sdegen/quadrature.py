@@ -8,7 +8,7 @@ nodes `(u_j, N_j)`, in Newton form `N(u) = sum_k N[u_0..u_k] prod_{i<k} (u - u_i
 
 and the last term, k = m - 1, is the difference to the polynomial of one degree less: the local error estimate.
 The I_k come from the moments `int e^{a(h-u)} u^n du = n! h^{n+1} phi_{n+1}(a h)` (Hochbruck & Ostermann 2010, eq. 2.10
-and 2.29). A node far away has no weight: history that does not exist yet is a node at `FAR`.
+and sec. 2.5). A node far away has no weight: history that does not exist yet is a node at `FAR`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor
 from sdegen.control import Controller, Fixed
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, SolveError, readable, unknown_keywords
 from sdegen.noise import NoiseSource
-from sdegen.process import Level, ReverseSDE
+from sdegen.process import SDE, Level, ReverseSDE
 from sdegen.solvers.base import Reverse, Solver, Step
 
 P = ParamSpec("P")
@@ -115,9 +115,9 @@ def solve(
     _check(model, x, controller, solver, noise, on_failure, observe)
     now, next, state = controller.init(model.process, x)
     x = x.clone(memory_format=torch.contiguous_format)
-    run = _Run(x, now, solver.evals)
+    run = _Run(model.process, x, now, solver.evals)
     if x.shape[0] == 0:
-        return run.solution()._replace(level=Level(*(v.expand(0) for v in now)))
+        return run.solution()
     steps = getattr(controller, "steps", None)
     with _guard(run), progress_bar(steps, progress) as bar:
         carry = solver.init(model, x, now)
@@ -139,14 +139,15 @@ def solve(
 class _Run:
     """The mutable side of one solve: the state, where each row stands and how it fares."""
 
-    def __init__(self, x: Tensor, now: Level, evals: int) -> None:
+    def __init__(self, process: SDE, x: Tensor, now: Level, evals: int) -> None:
         batch = x.shape[0]
+        self.process = process
         self.x = x
         self.evals = evals
         self.t = x.new_zeros(batch, dtype=torch.float64) + now.t
         self.alive = x.new_ones(batch, dtype=torch.bool)
-        self.tried = x.new_zeros(batch, dtype=torch.int64)
-        self.accepted = x.new_zeros(batch, dtype=torch.int64)
+        self.tried = x.new_zeros(batch, dtype=torch.int32)
+        self.accepted = x.new_zeros(batch, dtype=torch.int32)
         self.steps = 0
         self.done = False
         self.level = self.trying = now
@@ -167,12 +168,12 @@ class _Run:
         self.steps += 1
 
     def solution(self) -> Solution:
-        level = self.level
-        where = Level(self.t, *(torch.zeros_like(self.t) + v for v in (level.alpha, level.sigma)))
-        status = torch.where(self.alive, int(Status.OK if self.done else Status.STOPPED), int(Status.NONFINITE))
-        tried = self.tried * self.evals
-        rejected = self.tried - self.accepted - (~self.alive).long()
-        return Solution(self.x, where, tried, self.accepted, rejected, status, self.path)
+        ended = int(Status.OK if self.done else Status.STOPPED)
+        status = torch.where(self.alive, ended, int(Status.NONFINITE)).to(torch.int8)
+        # of what a failed row tried, its last step was neither accepted nor rejected
+        rejected = self.tried - self.accepted - (~self.alive).to(torch.int32)
+        level, nfe = self.process.level(self.t), self.tried * self.evals
+        return Solution(self.x, level, nfe, self.accepted, rejected, status, self.path)
 
 
 def _keep(accept: bool | Tensor, new: Any, old: Any) -> Any:

@@ -74,7 +74,8 @@ class Langevin(OneStep):
 class BatchCoupledLangevin(Langevin):
     """Langevin with the step size of score_sde: `e = 2 a^2 (snr |z| / |score|)^2`, norms averaged over the batch.
 
-    `a = alpha_now/alpha_next` (Song et al. 2021, alg. 4-5). Every sample's step depends on its batch-mates, so what is
+    `a = alpha_now/alpha_next` of the step that led here, where Song et al. (2021, alg. 4-5) take that of the step to
+    come, a difference of the order of a step. Every sample's step depends on its batch-mates, so what is
     promised of seeds and batches elsewhere does not hold; for comparisons with published samples.
     """
 

@@ -30,7 +30,7 @@ class History(NamedTuple):
 
 @dataclass(frozen=True)
 class DDIMEta:
-    """DDIM's own eta as a step's eta: noise of `eta` times the posterior's std (Song et al. 2021, eq. 16).
+    """DDIM's own eta as a step's eta: noise of `eta` times the posterior's std (Song, Meng & Ermon 2021, eq. 16).
 
     `1 - exp(-2 e^2 h) = eta^2 (1 - exp(-2 h))` solved for e; the two agree at 0 and 1.
     """
@@ -60,7 +60,8 @@ class Multistep:
     Order (`convergence`): `order`, or `order + 1` when corrected; for eta > 0 that of the law, at most 2 (1 in TIME).
     The first step knows no past and has order 1, an error in proportion to N's derivative at the first level, which
     vanishes with the data's share of x there; `grids.graded` starts a solve at full order where that is not enough.
-    One step is exact for point-mass data in DATA, NOISE, SIGMA and FLOW, and for Gaussian data in ANGLE.
+    With eta = 0 one step is exact for point-mass data in DATA, NOISE, SIGMA and FLOW (in DATA for any eta), and for
+    N(0, sigma_data^2) data in ANGLE(sigma_data).
 
     Adams 1883; Hochbruck & Ostermann 2010, sec. 2.5; Zhao et al. 2023 (UniPC) for reusing the corrector's evaluation.
 
@@ -123,6 +124,11 @@ class Multistep:
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: History, noise: NoiseSource | None
     ) -> Step:
         """Evaluate at x, correct x with it, predict x at `next`."""
+        if carry.nodes and carry.nodes[0].value.shape != x.shape:
+            raise InvalidArgumentError(
+                f"the history holds values of shape {list(carry.nodes[0].value.shape)} and x has {list(x.shape)}: "
+                "start anew with init() when the batch changes"
+            )
         frame = self.frame
         eta: Eta = self.eta(now, next) if callable(self.eta) else self.eta
         nodes = (Node(frame.coordinate(now), frame.field(model, x, now, eta)), *carry.nodes)
