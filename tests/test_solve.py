@@ -429,3 +429,33 @@ def test_global_generators_are_neither_read_nor_moved():
     assert before[2] == after[2]
     torch.manual_seed(123)
     assert torch.equal(run(sd.pc()).x, first)
+
+
+@solvers
+@pytest.mark.parametrize("kind", ["network", "mixture"])
+def test_the_state_may_live_on_another_device_than_the_levels(solver, kind):
+    """Levels stay on the host; meta stands in for an accelerator: of the CPU it takes scalars only."""
+    net = sd.ScoreModel(VP, lambda x, t: x * t[:, None], "noise")
+    x, seeds = torch.empty(5, 2, device="meta"), torch.zeros(5, dtype=torch.int64, device="meta")
+    model = net if kind == "network" else mixture(VP)
+    solution = run(solver, model, x, noise=sd.White(seeds))
+    assert {part.device.type for part in (solution.x, solution.level.t, solution.nfe, solution.status)} == {"meta"}
+
+
+@solvers
+def test_vmap_is_the_loop_and_jacobians_are_right(solver):
+    """torch.func: a batch of starts at once, and derivatives by central differences of step 1e-5."""
+    starts, noise = torch.stack([start(2), start(2).flip(0)]), white(2)
+
+    def final(x):
+        return sd.solve(mixture(VP), x, control, solver, noise=noise).x
+
+    control = sd.Fixed(sd.grids.by_snr(VP, 4))
+    both = torch.func.vmap(final)(starts)
+    torch.testing.assert_close(both, torch.stack([final(x) for x in starts]), rtol=1e-9, atol=1e-9)
+    jacobian = torch.func.jacrev(final)(starts[0])
+    step = torch.zeros_like(starts[0])
+    step[1, 0] = 1e-5
+    difference = (final(starts[0] + step) - final(starts[0] - step)) / 2e-5
+    torch.testing.assert_close(jacobian[:, :, 1, 0], difference, rtol=1e-4, atol=1e-5)
+    assert jacobian.abs().max() > 0
