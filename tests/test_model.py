@@ -210,9 +210,48 @@ def test_bad_models_are_refused_when_built():
 
 
 def test_models_copy_and_pickle():
-    model = sd.ScoreModel(sd.VP(), torch.nn.Linear(2, 2), "noise")
-    model = sd.ScoreModel(sd.VP(), torch.sin_ and torch.nn.Identity(), "noise")
+    x = torch.ones(3, 2)
+    for process in PROCESSES.values():
+        model = sd.ScoreModel(process, AtTime(), "noise")
+        level = process.level(process.t_max)
+        for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+            assert again.process == process
+            assert hash(again.process) == hash(process)
+            assert torch.equal(again(x, level), model(x, level))
+            process.reverse(again)  # an equal process is the same process
+    assert repr(model) == "ScoreModel(DiscreteVP(1000 betas), AtTime, predicts='noise')"
+    assert sd.DiscreteVP() != sd.DiscreteVP(torch.full((1000,), 0.01))
 
-    again = pickle.loads(pickle.dumps(sd.VP()))
-    assert again == sd.VP()
-    assert copy.deepcopy(model).process == sd.VP()
+
+def test_slips_with_levels_times_and_options_are_named():
+    process, x = sd.VP(), torch.ones(3, 2)
+    model = sd.ScoreModel(process, lambda x, t, **kw: x, "noise")
+    with pytest.raises(sd.InvalidTypeError, match=r"process\.level\(t\)"):
+        model(x, 0.5)
+    with pytest.raises(sd.InvalidTypeError, match=r"process\.level\(t\)"):
+        mixture(process)(x, 0.5)
+    with pytest.raises(sd.InvalidTypeError, match=r"process\.level\(t\)"):
+        process.perturb(x, 0.3, x)
+    level = process.level(0.5)
+    for data, noise in ((x, x[0]), (x, x.double()), (x.byte(), x.byte())):
+        with pytest.raises(sd.InvalidArgumentError, match="of one shape and dtype"):
+            process.perturb(data, level, noise)
+    assert process.perturb(x.bfloat16(), level, x.bfloat16()).dtype == torch.bfloat16
+    for name, close in (("predict", "predicts"), ("times", "time"), ("sigmadata", "sigma_data")):
+        with pytest.raises(sd.InvalidTypeError, match=f"did you mean '{close}'"):
+            sd.ScoreModel(process, lambda x, t, **kw: x, **{name: "noise"})
+    with pytest.raises(sd.InvalidTypeError, match="index_time"):
+        sd.ScoreModel(process, lambda x, t: x, time=1000)
+    with pytest.raises(sd.InvalidTypeError, match="must return a tensor"):
+        sd.ScoreModel(process, lambda x, t: x, time=lambda level: 1.0)(x, level)
+    with pytest.raises(sd.InvalidTypeError, match="the class Linear"):
+        sd.ScoreModel(process, torch.nn.Linear)
+    with pytest.raises(sd.InvalidArgumentError, match="'edm' or 'energy'"):
+        sd.ScoreModel(process, lambda x, t: x, "eps")
+    with pytest.raises(sd.InvalidArgumentError, match="alphas_cumprod"):
+        sd.DiscreteVP(torch.linspace(0.999, 0.01, 1000))
+
+
+class AtTime(torch.nn.Module):
+    def forward(self, x, t):
+        return x + t[:, None]

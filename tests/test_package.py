@@ -24,6 +24,7 @@ ORDER = [
     ["quadrature"],
     ["solvers"],
     ["control"],
+    ["solution", "checks", "progress"],
     ["solve"],
     ["methods"],
     ["sample"],

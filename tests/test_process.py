@@ -214,8 +214,21 @@ def test_forward_is_per_sample_and_needs_increasing_times():
     whole = vp.forward(x, times, seed=3)
     assert whole.shape == (3, 5, 3)
     assert torch.equal(whole[:, :2], vp.forward(x[:2], times, seed=3))
-    with pytest.raises(sd.InvalidArgumentError, match="increase"):
-        vp.forward(x, times.flip(0))
+    for wrong in (times.flip(0), [0.1, 1.2], [0.0, 0.5]):
+        with pytest.raises(sd.InvalidArgumentError, match="increase strictly inside"):
+            vp.forward(x, wrong)
+
+
+def test_functions_that_return_the_wrong_thing_are_named():
+    x = torch.ones(4, 2, dtype=F64)
+    t = torch.tensor(0.5)
+    for drift in (lambda x, t: x[:, :1], lambda x, t: x.float(), lambda x, t: 0.0):
+        with pytest.raises(sd.InvalidArgumentError, match="drift"):
+            sd.SDE.from_functions(drift, lambda x, t: t).drift(x, t)
+    with pytest.raises(sd.InvalidTypeError, match="full_like"):
+        sd.SDE.from_functions(lambda x, t: x, lambda x, t: 0.7).diffusion(x, t)
+    with pytest.raises(sd.InvalidTypeError, match="torch's functions"):
+        sd.Process.from_functions(lambda t: 1.0, lambda t: t)
 
 
 def general(kind: str) -> sd.SDE:

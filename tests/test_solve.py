@@ -67,8 +67,6 @@ class Faulty:
 @solvers
 @pytest.mark.parametrize("fault", [float("nan"), float("inf")])
 def test_one_bad_sample_ends_alone(solver, fault):
-    if isinstance(solver, sd.PC):
-        fault = float("nan")
     good = run(solver, sd.ScoreModel(VP, Faulty(0.0, call=-1)))
     model = sd.ScoreModel(VP, Faulty(fault))
     with pytest.raises(sd.SolveError, match=r"1 of 5 samples became NaN or Inf \(rows 2\).*at t=") as info:
@@ -234,9 +232,9 @@ def test_states_of_every_dtype(solver, dtype):
     net = sd.ScoreModel(VP, lambda x, t: model(x.double(), VP.level(t.double()), "noise").to(x.dtype), "noise")
     out = run(solver, net, start(dtype=dtype), steps=12).x
     assert out.dtype == dtype
-    # each evaluation sees a state rounded to eps |x|, which the score of the narrowest mode turns into eps |x| / 0.3
+    # each of the steps rounds x, of size about 1, once, and the flow contracts most of it: a few eps in the mean
     eps = torch.finfo(dtype).eps
-    assert float((out.double() - exact).abs().mean()) <= 60 * 12 * eps
+    assert float((out.double() - exact).abs().mean()) <= 8 * eps
     torch.set_default_dtype(torch.float64)
     try:
         assert torch.equal(run(solver, net, start(dtype=dtype), steps=12).x, out)
@@ -330,6 +328,11 @@ def test_empty_batches_and_single_elements(solver):
         ({"nosie": None}, sd.InvalidTypeError, "did you mean 'noise'"),
         ({"wibble": None}, sd.InvalidTypeError, "it takes"),
         ({"noise": sd.White(sd.noise.seeds(0, 2)), "solver": sd.ddpm()}, sd.InvalidArgumentError, "2 seeds"),
+        ({"noise": sd.White, "solver": sd.ddpm()}, sd.InvalidArgumentError, "one seed per row"),
+        ({"control": sd.grids.karras}, sd.InvalidTypeError, r"karras\(process, n\)"),
+        ({"control": torch.tensor([1.0, 0.5], requires_grad=True)}, sd.InvalidArgumentError, "detach"),
+        ({"observe": 3}, sd.InvalidTypeError, "observe must be"),
+        ({"solver": object()}, sd.InvalidTypeError, "OneStep|call the method"),
     ],
 )
 def test_mistakes_are_errors_before_the_first_call(options, error, message):
@@ -337,7 +340,7 @@ def test_mistakes_are_errors_before_the_first_call(options, error, message):
     arguments = {"model": sd.ScoreModel(VP, net), "x": start(), "control": [1.0, 0.5], "solver": sd.ddim(), **options}
     with pytest.raises(error, match=message):
         sd.solve(**arguments)
-    assert net.calls == 0 or "seeds" in message
+    assert net.calls == 0
 
 
 def test_time_may_run_up_for_deterministic_solvers_only():
@@ -459,3 +462,138 @@ def test_vmap_is_the_loop_and_jacobians_are_right(solver):
     difference = (final(starts[0] + step) - final(starts[0] - step)) / 2e-5
     torch.testing.assert_close(jacobian[:, :, 1, 0], difference, rtol=1e-4, atol=1e-5)
     assert jacobian.abs().max() > 0
+
+
+def test_noise_sources_and_steps_are_checked():
+    """A source that would broadcast, a solver that forgot `stochastic`, a step that is none: named, not guessed."""
+    x = start(4)
+    for noise in (
+        lambda x, a, b, tag=0: torch.zeros(1, dtype=F64),
+        lambda x, a, b, tag=0: torch.zeros(3, 2, dtype=F64),
+    ):
+        with pytest.raises(sd.InvalidArgumentError, match=r"normals like x, \[4, 2\]"):
+            run(sd.ddpm(), x=x, noise=noise)
+
+    class Own(sd.OneStep):
+        def __init__(self, out):
+            self.out = out
+
+        def step(self, model, x, now, next, carry, noise):
+            return self.out(x, now, next, carry, noise)
+
+    wrong = {
+        "must return sd.Step": lambda x, now, next, carry, noise: x,
+        "must keep": lambda x, now, next, carry, noise: sd.Step(x[:1], carry),
+        "and torch.float32": lambda x, now, next, carry, noise: sd.Step(x.float(), carry),
+        "make it True": lambda x, now, next, carry, noise: sd.Step(noise(x, now, next), carry),
+    }
+    for message, out in wrong.items():
+        with pytest.raises(sd.SdegenError, match=message):
+            run(Own(out), x=x)
+
+
+def test_a_history_of_another_batch_is_refused():
+    """RELIABILITY's broadcasting histories: B=1 in, B=4 out."""
+    solver, model = sd.dpmpp(2), mixture(VP)
+    now, next = VP.level(0.8), VP.level(0.6)
+    carry = solver.step(model, start(4), now, next, solver.init(model, start(4), now), None).carry
+    with pytest.raises(sd.InvalidArgumentError, match=r"shape \[4, 2\] and x has \[1, 2\]"):
+        solver.step(model, start(1), next, VP.level(0.4), carry, None)
+
+
+def test_an_observer_may_not_edit_the_state():
+    with pytest.raises(sd.InvalidArgumentError, match="edit a copy"):
+        run(sd.ddim(), observe=lambda p: p.x.zero_())
+
+
+def test_inference_mode_and_autocast():
+    """The same bits in inference mode, energies too; a half-precision answer under autocast is refused, or cast."""
+    expected = run(sd.unipc(2)).x
+
+    def energy(x, t):
+        return (x * x).sum(1) / 2
+
+    force = run(sd.ddim(), sd.ScoreModel(VP, energy, "energy")).x
+    sde = sd.SDE.from_functions(lambda x, t: -x, lambda x, t: 1 + x * x)
+    drift = sde.reverse(lambda x, t: -x).drift(start(), 0.5)
+    with torch.inference_mode():
+        assert torch.equal(run(sd.unipc(2)).x, expected)
+        assert torch.equal(run(sd.ddim(), sd.ScoreModel(VP, energy, "energy")).x, force)
+        assert torch.equal(sde.reverse(lambda x, t: -x).drift(start(), 0.5), drift)
+    layer = torch.nn.Linear(2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        with pytest.raises(sd.ScoreTypeError, match=r"bfloat16.*cast=True"):
+            run(sd.ddim(), sd.ScoreModel(VP, lambda x, t: layer(x)), start(dtype=torch.float32))
+        out = run(sd.ddim(), sd.ScoreModel(VP, lambda x, t: layer(x), cast=True), start(dtype=torch.float32))
+    assert out.x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["mixture", "energy", "network"])
+@pytest.mark.parametrize(
+    "solver", [sd.dpmpp(2), sd.unipc(2), sd.heun(), sd.ddpm()], ids=["2m", "unipc", "heun", "ddpm"]
+)
+def test_gradients_by_finite_differences(kind, solver):
+    scale = torch.tensor(0.7, dtype=F64, requires_grad=True)
+
+    def final(scale, x):
+        model = {
+            "mixture": mixture(VP),
+            "energy": sd.ScoreModel(VP, lambda x, t: scale * (x**2).sum(1) + x[:, 0].sin(), "energy"),
+            "network": sd.ScoreModel(VP, lambda x, t: torch.tanh(scale * x) + t[:, None], "v"),
+        }[kind]
+        out = sd.solve(model, x, sd.grids.by_snr(VP, 3), solver, noise=white(2)).x
+        return out + 0 * scale
+
+    assert torch.autograd.gradcheck(final, (scale, start(2).requires_grad_()))
+
+
+@solvers
+def test_levels_of_a_batch_are_those_of_its_rows(solver):
+    """A step with per-sample levels `[B]` is the steps of its rows, to rounding."""
+    now, next = VP.level(torch.tensor([0.9, 0.7, 0.5], dtype=F64)), VP.level(torch.tensor([0.8, 0.5, 0.4], dtype=F64))
+    x, model, seeds = start(3), mixture(VP), sd.noise.seeds(9, 3)
+    whole = solver.step(model, x, now, next, solver.init(model, x, now), sd.White(seeds)).x
+    for i in range(3):
+        a, b = (sd.Level(*(part[i] for part in level)) for level in (now, next))
+        row = x[i : i + 1]
+        alone = solver.step(model, row, a, b, solver.init(model, row, a), sd.White(seeds[i : i + 1])).x
+        torch.testing.assert_close(whole[i : i + 1], alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "solver", [sd.euler_maruyama(), sd.heun(), sd.dpmpp(2), sd.RungeKutta(sd.RK4, sd.TIME)], ids=repr
+)
+@pytest.mark.parametrize("process", [sd.DiscreteVP(), sd.Cosine(), sd.Flow(), sd.EDM()], ids=repr)
+def test_every_process_is_free_of_host_reads_and_compiles(solver, process):
+    control, seeds = sd.Fixed(sd.grids.by_snr(process, 3)), sd.noise.seeds(0, 5)
+    exact = mixture(process)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        noise = sd.White(mode.from_tensor(seeds))
+        assert sd.solve(exact, mode.from_tensor(start()), control, solver, noise=noise).x.shape == (5, 2)
+    torch._dynamo.reset()
+    model = sd.ScoreModel(process, lambda x, t: torch.tanh(x), "noise")
+    level = process.level(control.times)
+    now, next = (sd.Level(*(part[i] for part in level)) for i in (1, 2))
+    noise, x = sd.White(seeds), start()
+    step = torch.compile(
+        lambda x: solver.step(model, x, now, next, solver.init(model, x, now), noise).x, fullgraph=True, backend="eager"
+    )
+    own = solver.step(model, x, now, next, solver.init(model, x, now), noise).x
+    torch.testing.assert_close(step(x), own, rtol=1e-12, atol=1e-12)
+
+
+def test_solve_errors_survive_a_process_boundary():
+    with pytest.raises(sd.SolveError) as info:
+        run(sd.ddim(), sd.ScoreModel(VP, Faulty(float("nan"))))
+    again = pickle.loads(pickle.dumps(info.value))
+    assert str(again) == str(info.value)
+    assert torch.equal(again.partial.x, info.value.partial.x)
+
+
+def test_no_graph_is_kept_without_gradients():
+    """Row 48: under no_grad memory does not grow with the steps, nor does anything hang on a graph."""
+    weight = torch.ones(2, dtype=F64, requires_grad=True)
+    model = sd.ScoreModel(VP, lambda x, t: x * weight, "noise")
+    with torch.no_grad():
+        assert not run(sd.unipc(3), model).x.requires_grad
+    assert run(sd.unipc(3), model).x.requires_grad

@@ -7,7 +7,7 @@ import functools
 
 import pytest
 import torch
-from problems import F64, FRAMES, WIDTHS, exact_law, lam_grid, law_errors, mixture, slope
+from problems import F64, FRAMES, MEANS, WIDTHS, exact_law, gaussian, lam_grid, law_errors, mixture, slope
 
 import sdegen as sd
 
@@ -201,6 +201,8 @@ def test_multistep_in_time_is_euler_maruyama():
     one = sd.solve(model, x, times, sd.Multistep(1, sd.TIME, 1.0), noise=noise).x
     two = sd.solve(model, x, times, sd.euler_maruyama(), noise=noise).x
     three = sd.solve(process.reverse(model), x, times, sd.euler_maruyama(), noise=noise).x
+    four = sd.solve(process.reverse(model), x, times, sd.Multistep(1, sd.TIME, 1.0), noise=noise).x
+    torch.testing.assert_close(four, two, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(three, two, rtol=1e-9, atol=1e-9)
 
@@ -271,7 +273,7 @@ def test_langevin_leaves_its_own_stationary_law():
     stationary = c / (1 - e / (2 * c))
     after = (1 - e / c) ** 2 * stationary + 2 * e
     torch.testing.assert_close(after, stationary)
-    from problems import MEANS, UnitResponse, gaussian
+    from problems import UnitResponse
 
     x = MEANS.repeat(3, 1)
     x[1] += stationary.sqrt()
@@ -280,16 +282,44 @@ def test_langevin_leaves_its_own_stationary_law():
     assert (stationary <= c / (1 - snr**2)).all()
 
 
-def test_batch_coupled_langevin_is_score_sde_s_rule():
-    process, snr = sd.VE(), 0.16
-    level = process.level(0.4)
+@pytest.mark.parametrize("process", [sd.VE(), sd.VP()], ids=["VE", "VP"])
+def test_batch_coupled_langevin_is_score_sde_s_rule(process):
+    snr, before, level = 0.16, process.level(0.5), process.level(0.4)
     model = mixture(process)
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
     white = sd.White(sd.noise.seeds(0, 6))
-    ours = sd.BatchCoupledLangevin(snr).step(model, x, level, level, (), white).x
-    z, grad = white(x, level, level, 1), model(x, level)
-    step = (snr * z.norm(dim=1).mean() / grad.norm(dim=1).mean()) ** 2 * 2
+    ours = sd.BatchCoupledLangevin(snr).step(model, x, before, level, (), white).x
+    z, grad = white(x, before, level, 0), model(x, level)
+    alpha = (before.alpha / level.alpha) ** 2  # score_sde's alphas[i] = 1 - beta_i of this step
+    step = (snr * z.norm(dim=1).mean() / grad.norm(dim=1).mean()) ** 2 * 2 * alpha
     torch.testing.assert_close(ours, x + step * grad + torch.sqrt(2 * step) * z, rtol=1e-12, atol=1e-12)
+
+
+class TaggedResponse:
+    """Unit responses by (step, tag): a normal drawn twice shows up twice in one row."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def __call__(self, x, now, next, tag=0):
+        row = self.rows.setdefault((float(now.t), float(next.t), tag), 2 + len(self.rows))
+        z = torch.zeros_like(x)
+        z[row] = 1.0
+        return z
+
+
+def test_parts_of_a_composition_never_share_a_normal():
+    """Nested correctors: the law with tags equals that with a fresh normal for every draw."""
+    process = sd.VE(sigma_min=0.2)
+    solver = sd.PC(sd.PC(sd.pc(0.3, steps=2), sd.Langevin(0.3)), sd.Langevin(0.2, steps=2))
+    times, draws = sd.grids.by_snr(process, 6), 1 + 2 + 1 + 2
+    _, exact = exact_law(process, solver, times, draws)
+    x = (0 * MEANS).repeat(2 + draws * 6, 1) + process.level(times[0]).alpha * MEANS
+    x[1] += torch.sqrt(WIDTHS**2 + process.level(times[0]).sigma ** 2)
+    source = TaggedResponse()
+    out = sd.solve(gaussian(process), x, times, solver, noise=source).x
+    assert len(source.rows) == draws * 6
+    torch.testing.assert_close(((out[1:] - out[0]) ** 2).sum(0), exact, rtol=1e-12, atol=0.0)
 
 
 def test_a_corrector_refuses_a_predictor_with_memory():
@@ -298,11 +328,15 @@ def test_a_corrector_refuses_a_predictor_with_memory():
     assert sd.PC(sd.dpmpp(1), sd.Langevin(steps=2)).evals == 3
 
 
-def test_a_flow_solver_refuses_an_sde():
+def test_a_solver_refuses_a_reverse_sde_of_another_eta():
     vp = sd.VP()
+    flow = vp.probability_flow(mixture(vp))
+    for solver in (sd.euler_maruyama(), sd.Multistep(1, sd.TIME, eta=1.0)):
+        with pytest.raises(sd.InvalidArgumentError, match="has eta=0 and"):
+            sd.solve(flow, torch.ones(2, 2, dtype=F64), [1.0, 0.5], solver, noise=sd.White(sd.noise.seeds(0, 2)))
     reverse = vp.reverse(mixture(vp))
-    for solver in (sd.RungeKutta(sd.HEUN, sd.TIME), sd.Multistep(2, sd.TIME)):
-        with pytest.raises(sd.InvalidArgumentError, match="would drop the noise"):
+    for solver in (sd.RungeKutta(sd.HEUN, sd.TIME), sd.Multistep(2, sd.TIME), sd.euler_maruyama(0.0)):
+        with pytest.raises(sd.InvalidArgumentError, match="has eta=1 and"):
             sd.solve(reverse, torch.ones(2, 2, dtype=F64), [1.0, 0.5], solver)
 
 
@@ -315,6 +349,9 @@ def test_a_flow_solver_refuses_an_sde():
         lambda: sd.Multistep(2, eta=float("nan")),
         lambda: sd.Multistep(2, eta=lambda now, next: now.t),
         lambda: sd.dpmpp(0),
+        lambda: sd.dpmpp(2.0),
+        lambda: sd.Multistep(True),
+        lambda: sd.PC(sd.ddpm(), sd.ddpm()),
         lambda: sd.dpmpp(4),
         lambda: sd.unipc(5),
         lambda: sd.ddim(2.0),

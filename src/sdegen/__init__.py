@@ -32,7 +32,8 @@ from sdegen.process import SDE, Level, Process, ReverseSDE
 from sdegen.processes import EDM, VE, VP, Cosine, DiscreteVP, Flow, SubVP
 from sdegen.quadrature import Node, integrate
 from sdegen.sample import encode, sample
-from sdegen.solve import STOP, Progress, Solution, Status, solve
+from sdegen.solution import STOP, Progress, Solution, Status
+from sdegen.solve import solve
 from sdegen.solvers.base import OneStep, Solver, Step
 from sdegen.solvers.compose import PC, BatchCoupledLangevin, Langevin
 from sdegen.solvers.multistep import DDIMEta, Multistep

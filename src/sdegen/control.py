@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from sdegen.errors import readable
-from sdegen.grids import check_span, check_times
+from sdegen.grids import check_times, in_span, rounding
 from sdegen.process import SDE, Level, Process, check_levels
 from sdegen.solvers.base import Step
 
@@ -39,20 +38,20 @@ class Fixed:
     on a `Process`, at positive alpha and sigma. Everything is read on the host before the first step.
     """
 
-    def __init__(self, times: Tensor | Sequence[float]) -> None:
+    def __init__(self, times: Any) -> None:
         self.times = check_times(times)
         self.steps = len(self.times) - 1
         first, last = float(self.times[0]), float(self.times[-1])
+        self._ends = min(first, last), max(first, last)
         self.towards_data = first > last
-        self._span = min(first, last), max(first, last)
+        self._rounding = rounding(times)
 
     def __repr__(self) -> str:
         return f"Fixed({self.steps} steps)"
 
     def init(self, process: SDE, x: Tensor) -> tuple[Level, Level, _OnGrid]:
         """The first step and the levels of all."""
-        check_span(*self._span, process)
-        level = process.level(self.times)
+        level = process.level(in_span(self.times, *self._ends, process, self._rounding))
         if isinstance(process, Process) and readable(level.alpha):
             check_levels(process, level)
         levels = tuple(Level(*point) for point in zip(*(part.unbind() for part in level)))

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+from torch._subclasses import FakeTensor
 
 if TYPE_CHECKING:
-    from sdegen.solve import Solution
+    from sdegen.solution import Solution
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class SdegenError(Exception):
@@ -44,12 +52,19 @@ class SolveError(SdegenError, RuntimeError):
         super().__init__(message)
         self.partial = partial
 
+    def __reduce__(self) -> tuple[type[SolveError], tuple[str, Solution]]:
+        return type(self), (str(self), self.partial)
+
 
 def readable(x: Tensor) -> bool:
-    """Whether values can be read on the host: not while tracing, in vmap, or from a FakeTensor."""
-    if type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta or torch.compiler.is_compiling():
+    """Whether values can be read on the host: not while tracing, in vmap, of a FakeTensor or on meta."""
+    if torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor):
         return False
-    return not torch._C._functorch.is_batchedtensor(x)
+    while is_functorch_wrapped_tensor(x):
+        if is_batchedtensor(x):
+            return False
+        x = get_unwrapped(x)
+    return True
 
 
 def unknown_keywords(function: str, got: Iterable[str], allowed: Iterable[str]) -> InvalidTypeError:
@@ -58,6 +73,19 @@ def unknown_keywords(function: str, got: Iterable[str], allowed: Iterable[str]) 
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(names)}"
     return InvalidTypeError(f"{function}() got an unknown keyword {name!r}: {hint}")
+
+
+def strict_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, with an unknown keyword answered by a TypeError that names the closest known one."""
+    known = set(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not kwargs.keys() <= known:
+            raise unknown_keywords(function.__name__, kwargs.keys() - known, known)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def call_score(

@@ -101,6 +101,12 @@ class Frame:
         return type(self).__name__.strip("_").upper()
 
 
+def check_frame(frame: object) -> None:
+    """Raises InvalidTypeError unless `frame` is a Frame."""
+    if not isinstance(frame, Frame):
+        raise InvalidTypeError(f"frame must be one of sd.DATA, NOISE, SIGMA, ANGLE, FLOW, TIME, got {frame!r}")
+
+
 def _linear(process: SDE, frame: Frame) -> Process:
     if not isinstance(process, Process):
         raise InvalidTypeError(f"frame {frame} needs a Process with alpha and sigma; {process} has only frame TIME")

@@ -5,7 +5,8 @@ A grid with a parameter is given by `functools.partial(karras, rho=5.0)`; any de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,23 +18,39 @@ from sdegen.tensors import as_time
 Grid = Callable[[SDE, int], Tensor]
 
 
-def by_time(process: SDE, n: int) -> Tensor:
-    """n steps, uniform in t."""
-    return _spaced(process, n, as_time(process.t_max), as_time(process.t_min), lambda u: u)
+def by_time(process: SDE, n: int, *, start: float | None = None, end: float | None = None) -> Tensor:
+    """n steps, uniform in t, from `start` (t_max unless given) to `end` (t_min unless given)."""
+    ends = _ends(process, start, end)
+    return _spaced(process, n, ends, ends, lambda t: t)
 
 
-def by_snr(process: SDE, n: int) -> Tensor:
-    """n steps, uniform in `lam = log(alpha/sigma)` (Lu et al. 2022, sec. 3.4)."""
-    start, end = _ends(process, "by_snr")
-    return _spaced(process, n, start, end, lambda lam: _process(process, "by_snr").at(lam).t)
+def by_snr(process: SDE, n: int, *, start: float | None = None, end: float | None = None) -> Tensor:
+    """n steps, uniform in `lam = log(alpha/sigma)` (Lu et al. 2022, sec. 3.4); start, end as in `by_time`."""
+    linear, ends = _process(process, "by_snr"), _ends(process, start, end)
+    return _spaced(process, n, ends, _lams(linear, ends), lambda lam: linear.at(lam).t)
 
 
-def karras(process: SDE, n: int, rho: float = 7.0) -> Tensor:
-    """n steps, uniform in `(sigma/alpha)^(1/rho)` (Karras et al. 2022, eq. 5)."""
+def karras(process: SDE, n: int, rho: float = 7.0, *, start: float | None = None, end: float | None = None) -> Tensor:
+    """n steps, uniform in `(sigma/alpha)^(1/rho)` (Karras et al. 2022, eq. 5); start, end as in `by_time`."""
     if not 0 < rho < float("inf"):
         raise InvalidArgumentError(f"rho must be positive and finite, got {rho}")
-    start, end = (torch.exp(-lam / rho) for lam in _ends(process, "karras"))
-    return _spaced(process, n, start, end, lambda u: _process(process, "karras").at(-rho * torch.log(u)).t)
+    linear, ends = _process(process, "karras"), _ends(process, start, end)
+    roots = torch.exp(-_lams(linear, ends) / rho)
+    return _spaced(process, n, ends, roots, lambda u: linear.at(-rho * torch.log(u)).t)
+
+
+def natural(process: SDE, n: int) -> Tensor:
+    """`by_time`, or `karras` where time says little: where its first half holds less than a fifth of the log-SNR.
+
+    So it is on EDM, whose time is sigma: uniform steps would all but miss the data.
+    """
+    if not isinstance(process, Process):
+        return by_time(process, n)
+    middle = (process.t_min + process.t_max) / 2
+    first, half, last = _lams(
+        process, as_time(torch.tensor([process.t_max, middle, process.t_min], dtype=torch.float64))
+    )
+    return karras(process, n) if float((half - first) / (last - first)) < 0.2 else by_time(process, n)
 
 
 def graded(process: SDE, n: int, grid: Grid = by_snr, halvings: int = 20) -> Tensor:
@@ -55,9 +72,11 @@ def check_steps(n: int, name: str = "steps") -> int:
     return n.__index__()
 
 
-def check_times(times: Tensor | Sequence[float], sde: SDE | None = None) -> Tensor:
+def check_times(times: Any, sde: SDE | None = None) -> Tensor:
     """Times `[n + 1]` as float64 on the host, or an error unless finite, strictly monotone and inside the span."""
-    values = times if isinstance(times, Tensor) else torch.tensor(times, dtype=torch.float64)
+    values = torch.as_tensor(times, dtype=None if hasattr(times, "dtype") else torch.float64)
+    if values.requires_grad:
+        raise InvalidArgumentError("times that require gradients are not followed by the loop; detach them")
     if values.dtype == torch.bool or values.is_complex():
         raise InvalidTypeError(f"times must be real numbers, got dtype {values.dtype}")
     values = values.detach().to("cpu", torch.float64)
@@ -76,17 +95,24 @@ def check_times(times: Tensor | Sequence[float], sde: SDE | None = None) -> Tens
             f"times must be strictly monotone (decreasing: towards data), but times[{bad}]={values[bad].item():g} is "
             f"followed by {values[bad + 1].item():g}"
         )
-    if sde is not None:
-        check_span(float(values.min()), float(values.max()), sde)
-    return values
+    if sde is None:
+        return values
+    return in_span(values, float(values.min()), float(values.max()), sde, rounding(times))
 
 
-def check_span(low: float, high: float, sde: SDE) -> None:
-    """Raises InvalidArgumentError unless the times from low to high lie in the span of the SDE."""
-    if low < sde.t_min or high > sde.t_max:
+def rounding(times: object) -> float:
+    """The relative rounding that times bring along from their dtype."""
+    dtype = getattr(times, "dtype", None)
+    return 4 * torch.finfo(dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float64).eps
+
+
+def in_span(times: Tensor, low: float, high: float, sde: SDE, slack: float) -> Tensor:
+    """The times from low to high, those that rounding put outside of the span set back; an error beyond rounding."""
+    if low < sde.t_min - slack * abs(sde.t_min) or high > sde.t_max + slack * abs(sde.t_max):
         raise InvalidArgumentError(
-            f"times must lie in the span [{sde.t_min:g}, {sde.t_max:g}] of {sde}, got {low:.17g} to {high:.17g}"
+            f"times must lie in the span [{sde.t_min:g}, {sde.t_max:g}] of {sde}, got {low:.9g} to {high:.9g}"
         )
+    return times.clamp(sde.t_min, sde.t_max)
 
 
 def _process(process: SDE, grid: str) -> Process:
@@ -95,16 +121,24 @@ def _process(process: SDE, grid: str) -> Process:
     return process
 
 
-def _ends(process: SDE, grid: str) -> tuple[Tensor, Tensor]:
-    process = _process(process, grid)
-    ends = process.level(torch.tensor([process.t_max, process.t_min], dtype=torch.float64))
-    check_levels(process, ends)
-    return ends.lam[0], ends.lam[1]
+def _ends(process: SDE, start: float | None, end: float | None) -> Tensor:
+    """The first and the last time, `[2]`."""
+    first = process.t_max if start is None else start
+    last = process.t_min if end is None else end
+    if not first > last:
+        raise InvalidArgumentError(f"a grid runs down in time: start={first:g} must be above end={last:g}")
+    return check_times([first, last], process)
 
 
-def _spaced(process: SDE, n: int, start: Tensor, end: Tensor, time: Callable[[Tensor], Tensor]) -> Tensor:
+def _lams(process: Process, times: Tensor) -> Tensor:
+    levels = process.level(times)
+    check_levels(process, levels)
+    return levels.lam
+
+
+def _spaced(process: SDE, n: int, ends: Tensor, variable: Tensor, time: Callable[[Tensor], Tensor]) -> Tensor:
+    """n + 1 times, uniform between the two values of `variable`, with exact ends."""
     n = check_steps(n)
     part = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64)
-    times = time(start + part * (end - start))
-    times = torch.cat([as_time(process.t_max)[None], times[1:-1], as_time(process.t_min)[None]])
-    return check_times(times, process)
+    times = time(variable[0] + part * (variable[1] - variable[0]))
+    return check_times(torch.cat([ends[:1], times[1:-1], ends[1:]]), process)

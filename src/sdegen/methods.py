@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdegen.errors import InvalidArgumentError
 from sdegen.frames import DATA, NOISE, SIGMA
-from sdegen.grids import by_time, karras
+from sdegen.grids import karras, natural
 from sdegen.solvers.base import Solver
 from sdegen.solvers.compose import PC, BatchCoupledLangevin, Langevin
 from sdegen.solvers.multistep import DDIMEta, Multistep
@@ -13,7 +13,7 @@ from sdegen.solvers.singlestep import EulerMaruyama, ReverseDiffusion
 
 
 def _order(name: str, order: int, top: int) -> int:
-    if order not in range(1, top + 1):
+    if type(order) is not int or not 1 <= order <= top:
         raise InvalidArgumentError(f"{name} has orders 1 to {top}, got {order!r}; sd.Multistep goes to 5 in any frame")
     return order
 
@@ -38,7 +38,7 @@ def ancestral() -> Multistep:
     """Ancestral sampling: the exact posterior of the next level given x and the predicted data (Ho et al. 2020, eq. 7).
 
     k-diffusion's sample_euler_ancestral(eta=1) and azula's DDPM; score_sde's AncestralSamplingPredictor for VE (for VP
-    that one takes the forward variance beta instead of the posterior's). Karras grid; `ddpm()` is it on `by_time`.
+    that one takes the forward variance beta instead of the posterior's). Karras grid; `ddpm()` is it on `natural`.
     """
     return Multistep(order=1, frame=DATA, eta=1.0, grid=karras)
 
@@ -48,7 +48,7 @@ def ddpm() -> Multistep:
 
     diffusers' DDPMScheduler(variance_type="fixed_small", clip_sample=False), which may take only integer times.
     """
-    return Multistep(order=1, frame=DATA, eta=1.0, grid=by_time)
+    return Multistep(order=1, frame=DATA, eta=1.0, grid=natural)
 
 
 def ddim(eta: float = 0.0) -> Multistep:
@@ -57,7 +57,7 @@ def ddim(eta: float = 0.0) -> Multistep:
     diffusers' DDIMScheduler(clip_sample=False), azula's DDIM, k-diffusion's sample_euler (eta=0), DPM-Solver-1; any
     grid, and the last denoising is `sample`'s.
     """
-    return Multistep(order=1, frame=DATA, eta=DDIMEta(eta) if eta else 0.0, grid=by_time)
+    return Multistep(order=1, frame=DATA, eta=DDIMEta(eta) if eta else 0.0, grid=natural)
 
 
 def pc(snr: float = 0.16, steps: int = 1) -> PC:
@@ -107,5 +107,9 @@ def unipc(order: int = 3) -> Multistep:
 
 
 def default() -> Solver:
-    """What `sample` uses."""
+    """What `sample` uses: third-order Adams-Bashforth on noise prediction, polynomials in log-SNR, Karras grid.
+
+    diffusers' DEISMultistepScheduler(solver_order=3) and DPM-Solver-3 as a multistep, with exact weights and without
+    lower_order_final. Of order 3, one evaluation a step; chosen for staying well behaved at few steps on any process.
+    """
     return Multistep(order=3, frame=NOISE, correct=False, grid=karras)

@@ -13,14 +13,15 @@ Any one with x gives any other, `want = c_x x + c_pred pred`, by one 2x2 solve:
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, call_score
-from sdegen.process import Level, Process
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, call_score, unknown_keywords
+from sdegen.process import Level, Process, check_level
 from sdegen.tensors import batch_time, combine
 
 Want = str | tuple[Tensor, Tensor]
@@ -32,6 +33,7 @@ def plane(process: Process, level: Level, want: Want) -> tuple[Tensor, Tensor]:
 
     Salimans & Ho 2022 for v; Lipman et al. 2022 for the velocity, `alpha' data + sigma' noise`.
     """
+    check_level(level)
     if not isinstance(want, str):
         return want
     zero, one = torch.zeros_like(level.t), torch.ones_like(level.t)
@@ -119,6 +121,14 @@ class ScoreModel:
             )
         if not callable(net):
             raise InvalidTypeError(f"net must be callable as net(x, time), got {net!r}")
+        if isinstance(net, type):
+            raise InvalidTypeError(f"net must be an instance, got the class {net.__name__}: make one first")
+        if time is not None and not callable(time):
+            raise InvalidTypeError(f"time must be a function of a Level, as sd.model.index_time(1000), got {time!r}")
+        options = ("predicts", "time", "sigma_data", "cast", "time_dtype")
+        for name in condition:
+            if difflib.get_close_matches(name, options, n=1, cutoff=0.8):
+                raise unknown_keywords("ScoreModel", [name], options)
         if not 0 < sigma_data < float("inf"):
             raise InvalidArgumentError(f"sigma_data must be positive and finite, got {sigma_data}")
         self.process = process
@@ -131,11 +141,15 @@ class ScoreModel:
         self.condition = condition
         if predicts not in ("edm", "energy") and not callable(predicts):
             middle = process.level((process.t_min + process.t_max) / 2)
-            plane(process, middle, predicts)  # an unknown name is an error here, not at the first call
+            try:
+                plane(process, middle, predicts)  # an unknown name is an error here, not at the first call
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(f"{error}; predicts may also be 'edm' or 'energy'") from None
 
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]`, a name or a pair `(p, q)`, at x `[B, *S]` and a level `[]` or `[B]`."""
-        if want == self.predicts:
+        check_level(level)
+        if isinstance(want, str) and want == self.predicts:
             return self._raw(x, level)
         c_x, c_raw = convert(level, self._known(level), plane(self.process, level, want))
         return combine((c_x, x), (c_raw, self._raw(x, level)))
@@ -155,7 +169,10 @@ class ScoreModel:
 
     def _raw(self, x: Tensor, level: Level) -> Tensor:
         """The network's output at x, checked."""
-        time = batch_time(self.time(level), x, self.time_dtype)
+        value = self.time(level)
+        if not isinstance(value, Tensor):
+            raise InvalidTypeError(f"time(level) must return a tensor like level.t, got {value!r}")
+        time = batch_time(value, x, self.time_dtype)
         condition = {name: _per_sample(name, value, x.shape[0]) for name, value in self.condition.items()}
         if self.predicts == "energy":
             return self._force(x, time, condition)
@@ -166,12 +183,21 @@ class ScoreModel:
 
     def _force(self, x: Tensor, time: Tensor, condition: dict[str, Any]) -> Tensor:
         keep = torch.is_grad_enabled()
-        with torch.enable_grad():
-            at = x if x.requires_grad else x.detach().requires_grad_()
-            energy = call_score(self.net, at, time, condition, cast=self.cast, shape=x.shape[:1])
+        with torch.inference_mode(False), torch.enable_grad():
+            at = x if x.requires_grad else x.detach().clone().requires_grad_()
+            energy = call_score(self.net, at, time.clone(), condition, cast=self.cast, shape=x.shape[:1])
             if not energy.requires_grad:
                 raise InvalidArgumentError("the energy does not depend on x through autograd: its gradient is missing")
             return -torch.autograd.grad(energy.sum(), at, create_graph=keep)[0]
+
+    def check_batch(self, n: int) -> None:
+        """Raises InvalidArgumentError unless every per-sample condition is for n samples, or one for all."""
+        for name, value in self.condition.items():
+            _per_sample(name, value, n)
+
+    def __repr__(self) -> str:
+        net = type(self.net).__name__ if self.module is not None else getattr(self.net, "__name__", repr(self.net))
+        return f"{type(self).__name__}({self.process}, {net}, predicts={self.predicts!r})"
 
     def rows(self, index: Tensor) -> ScoreModel:
         """The same model for the samples `index` `[b]` of its per-sample conditions."""

@@ -135,10 +135,9 @@ def normals(
     seeds = seeds.to(device, non_blocking=True)
     counter = tuple(_word(word, device) for word in words)
     size = math.prod(shape)
-    # on the CPU a few rows at a time, which bounds the temporaries and keeps them in the cache; bits do not change
-    rows = len(seeds)
-    if device.type == "cpu" and not torch.compiler.is_compiling():
-        rows = max(1, _BLOCKS // max(1, size // 4))
+    # some rows at a time, which bounds the temporaries and on the CPU keeps them in the cache; bits do not change
+    blocks = _BLOCKS if device.type == "cpu" else 128 * _BLOCKS
+    rows = len(seeds) if torch.compiler.is_compiling() else max(1, blocks // max(1, size // 4))
     parts = []
     for start in range(0, len(seeds), max(1, rows)):
         part = slice(start, start + rows)

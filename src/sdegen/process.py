@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, call_score, readable
-from sdegen.tensors import as_time, batch_time, diffuse, gram, like, noise_like
+from sdegen.tensors import as_time, batch_time, check_diffusion, combine, diffuse, gram, like, noise_like
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -63,7 +63,7 @@ class SDE(ABC):
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
         """`g(x, t)`: `[]` or `[B]` times the identity, `[B, *S]` diagonal, or `[B, *S, M]` a matrix (M noises)."""
 
-    def prior(self, seeds: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    def prior(self, seeds: Tensor, shape: Sequence[int]) -> Tensor:
         """Samples `[B, *S]` of the law at `t_max`, one per seed `[B]`; `shape` is `*S`."""
         raise InvalidArgumentError(f"{type(self).__name__} has no prior: define prior(seeds, shape) or start from an x")
 
@@ -78,9 +78,9 @@ class SDE(ABC):
 
         Exact, by forward-mode derivatives: D of them for samples of D elements. Override it with a closed form.
         """
-        with torch.enable_grad():
-            probe = x.detach().requires_grad_()
-            g = self.diffusion(probe, t)
+        with torch.inference_mode(False), torch.enable_grad():
+            probe = x.detach().clone().requires_grad_()
+            g = self.diffusion(probe, t.clone())
             if not g.requires_grad or torch.autograd.grad(g.sum(), probe, allow_unused=True)[0] is None:
                 return None
 
@@ -115,8 +115,11 @@ class SDE(ABC):
         Euler-Maruyama on a general SDE; a `Process` takes its exact transitions. Noise is per sample (`seed`).
         """
         times = as_time(times) if isinstance(times, Tensor) else torch.tensor(times, dtype=torch.float64)
-        if times.ndim != 1 or (readable(times) and not bool((times.diff() > 0).all())):
-            raise InvalidArgumentError(f"times must increase strictly, one dimension; got {times.tolist()}")
+        low, high = float(times.min()), float(times.max())
+        if times.ndim != 1 or not bool((times.diff() > 0).all()) or low < self.t_min or high > self.t_max:
+            raise InvalidArgumentError(
+                f"times must increase strictly inside the span [{self.t_min:g}, {self.t_max:g}], got {times.tolist()}"
+            )
         noise = noise or noises.White(noises.seeds(seed, x.shape[0], device=x.device))
         path = [x]
         for now, next in zip(times[:-1], times[1:]):
@@ -154,13 +157,25 @@ class _FunctionSDE(SDE):
         _check_span(self.t_min, self.t_max)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.f(x, batch_time(t, x))
+        f: object = self.f(x, batch_time(t, x))
+        if not isinstance(f, Tensor) or f.shape != x.shape or f.dtype != x.dtype:
+            got = f"{list(f.shape)} of {f.dtype}" if isinstance(f, Tensor) else repr(f)
+            raise InvalidArgumentError(
+                f"drift(x, t) must return a tensor like x, {list(x.shape)} of {x.dtype}; got {got}"
+            )
+        return f
 
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.g(x, batch_time(t, x))
+        g = self.g(x, batch_time(t, x))
+        if not isinstance(g, Tensor):
+            raise InvalidTypeError(
+                f"diffusion(x, t) must return a tensor, got {g!r}; a constant is torch.full_like(t, c)"
+            )
+        check_diffusion(g, x)
+        return g
 
-    def prior(self, seeds: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.draw(seeds, shape).to(dtype) if self.draw else super().prior(seeds, shape, dtype)
+    def prior(self, seeds: Tensor, shape: Sequence[int]) -> Tensor:
+        return self.draw(seeds, shape) if self.draw else super().prior(seeds, shape)
 
 
 @dataclass(frozen=True)
@@ -205,7 +220,7 @@ class ReverseSDE:
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """`f - (1 + eta^2)/2 (div(g g^T) + g g^T score)` `[B, *S]`, for time running down."""
-        t = torch.as_tensor(t)
+        t = as_time(t)
         pull = gram(self.sde.diffusion(x, t), self.score_at(x, t))
         curl = self.sde.divergence(x, t)
         pull = pull if curl is None else pull + curl
@@ -213,7 +228,7 @@ class ReverseSDE:
 
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
         """`eta g(x, t)`."""
-        return self.eta * self.sde.diffusion(x, torch.as_tensor(t))
+        return self.eta * self.sde.diffusion(x, as_time(t))
 
 
 class Process(SDE):
@@ -235,7 +250,13 @@ class Process(SDE):
     def level(self, t: Tensor | float) -> Level:
         """The level at time t `[]` or `[B]`."""
         t = as_time(t)
-        return Level(t, self.alpha(t), self.sigma(t))
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        for name, value in (("alpha", alpha), ("sigma", sigma)):
+            if not isinstance(value, Tensor):
+                raise InvalidTypeError(
+                    f"{name}(t) must return a tensor like t, got {value!r}; use torch's functions of t"
+                )
+        return Level(t, alpha, sigma)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """`(alpha', sigma')` at t, by forward-mode automatic differentiation unless a process knows better."""
@@ -281,14 +302,22 @@ class Process(SDE):
         return like(self.sigma(as_time(self.t_max)), z) * z
 
     def perturb(self, data: Tensor, level: Level, noise: Tensor) -> Tensor:
-        """`x_t = alpha data + sigma noise`, all `[B, *S]`."""
-        return like(level.alpha, data) * data + like(level.sigma, data) * noise
+        """`x_t = alpha data + sigma noise`, all `[B, *S]`. Raises where shapes or dtypes differ."""
+        check_level(level)
+        if data.shape != noise.shape or data.dtype != noise.dtype or not data.is_floating_point():
+            raise InvalidArgumentError(
+                f"data and noise must be floating, of one shape and dtype; got {list(data.shape)} of {data.dtype} and "
+                f"{list(noise.shape)} of {noise.dtype}"
+            )
+        return combine((level.alpha, data), (level.sigma, noise)).to(data.dtype)
 
     def transition(self, now: Level, next: Level) -> tuple[Tensor, Tensor]:
         """`(a, s)` of the forward kernel `x_next = a x_now + s noise`, next after now (Kingma et al. 2021, app. A).
 
         `a = alpha_next/alpha_now`, `s^2 = sigma_next^2 - a^2 sigma_now^2`, without its cancellation.
         """
+        check_level(now)
+        check_level(next)
         if readable(now.t) and readable(next.t) and bool((next.t < now.t).any()):
             raise InvalidArgumentError(
                 f"the forward kernel runs from data to noise: now.t={now.t.tolist()} must not be after "
@@ -338,8 +367,16 @@ class _FunctionProcess(Process):
         return self.s(t)
 
 
+def check_level(level: object) -> None:
+    """Raises InvalidTypeError unless `level` is a Level."""
+    if not isinstance(level, Level):
+        raise InvalidTypeError(f"level must be a Level, got {level!r}: write process.level(t), or process.at(lam)")
+
+
 def check_eta(eta: float) -> None:
-    """Raises InvalidArgumentError unless eta is finite and not negative."""
+    """Raises InvalidArgumentError unless eta is finite and not negative, InvalidTypeError unless it is a number."""
+    if not isinstance(eta, (int, float)):
+        raise InvalidTypeError(f"eta must be a number, got {eta!r}")
     if not 0.0 <= eta < float("inf"):
         raise InvalidArgumentError(f"eta must be finite and >= 0, got {eta} (0: probability flow, 1: reverse SDE)")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -241,27 +241,34 @@ class DiscreteVP(_VariancePreserving):
     """
 
     betas: Tensor | None = None
+    lams: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64) if self.betas is None else as_time(self.betas)
         if betas.ndim != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
             raise InvalidArgumentError("betas must be one dimension of at least two numbers in (0, 1)")
+        if float(betas[0]) > max(0.5, float(betas[-1])):
+            raise InvalidArgumentError(
+                f"betas fall from {float(betas[0]):g} to {float(betas[-1]):g}, which looks like alphas_cumprod: betas "
+                "are 1 - alphas_cumprod[i] / alphas_cumprod[i - 1]"
+            )
         object.__setattr__(self, "betas", betas.detach().cpu().clone())
         log_alpha = torch.cumsum(torch.log1p(-betas), 0).cpu() / 2
-        object.__setattr__(self, "_lams", log_alpha - torch.log(-torch.expm1(2 * log_alpha)) / 2)
+        object.__setattr__(self, "lams", log_alpha - torch.log(-torch.expm1(2 * log_alpha)) / 2)
 
     def __repr__(self) -> str:
         return f"DiscreteVP({self.steps} betas)"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DiscreteVP) and torch.equal(self.lams, other.lams)
+
+    def __hash__(self) -> int:
+        return hash((self.steps, float(self.lams[0]), float(self.lams[-1])))
+
     @property
     def steps(self) -> int:
         """T, the number of discrete steps."""
-        return len(self._table)
-
-    @property
-    def _table(self) -> Tensor:
-        table: Tensor = object.__getattribute__(self, "_lams")
-        return table
+        return len(self.lams)
 
     @property
     def t_min(self) -> float:  # type: ignore[override]
@@ -273,8 +280,9 @@ class DiscreteVP(_VariancePreserving):
 
     def _cell(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The lam at the left knot of cell `index`, and its rise over the cell."""
-        table = self._table.to(index.device)
-        return table[index], table[index + 1] - table[index]
+        table = self.lams.to(index.device)
+        left = torch.take(table, index)  # indexing by a scalar tensor would read it on the host
+        return left, torch.take(table, index + 1) - left
 
     def _split(self, t: Tensor) -> tuple[Tensor, Tensor]:
         position = t * self.steps - 1
@@ -298,7 +306,7 @@ class DiscreteVP(_VariancePreserving):
         return rise * torch.exp(-softplus(2 * self.lam(t)))
 
     def time(self, lam: Tensor) -> Tensor:
-        falling = -self._table.to(lam.device)
+        falling = -self.lams.to(lam.device)
         index = torch.searchsorted(falling, -lam.detach().contiguous()).sub(1).clamp(0, self.steps - 2)
         left, rise = self._cell(index)
         return (index + (lam - left) / rise + 1) / self.steps

@@ -18,7 +18,7 @@ from sdegen.methods import ddim, default, dpmpp, euler_maruyama, pc, unipc
 from sdegen.model import ScoreModel
 from sdegen.processes import VP
 from sdegen.sample import sample
-from sdegen.solve import Progress
+from sdegen.solution import Progress
 from sdegen.solvers.base import Solver
 
 BUDGETS = (5, 10, 20, 50, 100)

@@ -9,22 +9,43 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
-from sdegen.grids import Grid, by_time
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.grids import Grid, natural
 from sdegen.noise import NoiseSource
-from sdegen.process import Level, Model, ReverseSDE
+from sdegen.process import Level, Model, Process, ReverseSDE
+from sdegen.tensors import widen
 
 Carry = Any
 Reverse = Model | ReverseSDE
 
 
-def check_flow(solver: object, model: Reverse) -> None:
-    """Raises InvalidArgumentError for a ReverseSDE that is not a probability flow: only Euler-Maruyama takes those."""
-    if isinstance(model, ReverseSDE) and model.eta != 0:
+def check_reverse(solver: object, model: Reverse, eta: object) -> None:
+    """Raises InvalidArgumentError for a ReverseSDE whose eta is not the solver's: its drift would not fit the noise."""
+    if isinstance(model, ReverseSDE) and model.eta != eta:
         raise InvalidArgumentError(
-            f"{solver} would drop the noise of this ReverseSDE with eta={model.eta}: use sde.probability_flow(score), "
-            "or euler_maruyama()"
+            f"this ReverseSDE has eta={model.eta:g} and {solver} has {eta}: a drift made for one amount of noise needs "
+            "that amount. Use sde.probability_flow(score) for a flow solver, euler_maruyama(eta) for the others"
         )
+
+
+def check_score_model(solver: object, model: Reverse) -> Model:
+    """The model, or InvalidTypeError unless it is a score model on a Process: the solver needs alpha and sigma."""
+    if isinstance(model, ReverseSDE) or not isinstance(model.process, Process):
+        raise InvalidTypeError(f"{solver} needs a ScoreModel on a Process; on a ReverseSDE use euler_maruyama()")
+    return model
+
+
+def draw(noise: NoiseSource | None, x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
+    """Normals like x from the source, checked; in working precision. Raises InvalidArgumentError without a source."""
+    if noise is None:
+        raise InvalidArgumentError("this solver draws noise: give a noise source, sd.White(sd.noise.seeds(0, B))")
+    z: object = noise(x, now, next, tag)
+    if not isinstance(z, Tensor) or z.shape != x.shape or z.dtype != x.dtype:
+        got = f"{list(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else repr(z)
+        raise InvalidArgumentError(
+            f"the noise source must return normals like x, {list(x.shape)} of {x.dtype}; got {got}"
+        )
+    return widen(z)
 
 
 class Step(NamedTuple):
@@ -58,7 +79,7 @@ class Solver(Protocol):
 
 
 class OneStep:
-    """Defaults for a solver without memory: one evaluation, no noise, a uniform grid in t, an empty carry."""
+    """Defaults for a solver without memory: one evaluation, no noise, the natural grid, an empty carry."""
 
     @property
     def evals(self) -> int:
@@ -76,9 +97,14 @@ class OneStep:
         return 0
 
     @property
+    def corrects(self) -> bool:
+        """Whether a step stays at `next`, given an x there, so that it can be a PC's corrector."""
+        return False
+
+    @property
     def grid(self) -> Grid:
         """The method's own grid."""
-        return by_time
+        return natural
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> Carry:
         """An empty carry."""

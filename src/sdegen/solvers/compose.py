@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.grids import Grid, by_time, check_steps
+from sdegen.errors import InvalidArgumentError
+from sdegen.grids import Grid, check_steps, natural
 from sdegen.noise import NoiseSource
-from sdegen.process import Level, Process, ReverseSDE
-from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step
+from sdegen.process import Level
+from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step, check_score_model, draw
 from sdegen.solvers.singlestep import ReverseDiffusion
 from sdegen.tensors import combine, widen
 
@@ -30,7 +31,7 @@ class Langevin(OneStep):
 
     snr: float = 0.16
     steps: int = 1
-    grid: Grid = by_time
+    grid: Grid = field(default=natural, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.snr < 1:
@@ -47,6 +48,16 @@ class Langevin(OneStep):
         """Always."""
         return True
 
+    @property
+    def corrects(self) -> bool:
+        """Yes: x is moved at `next`."""
+        return True
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
+        """An empty carry."""
+        check_score_model(self, model)
+        return ()
+
     def size(self, now: Level, next: Level, score: Tensor, z: Tensor) -> Tensor:
         """The step size e, `[]` or `[B]`."""
         return 2 * (self.snr * next.sigma) ** 2
@@ -54,17 +65,11 @@ class Langevin(OneStep):
     def step(
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
     ) -> Step:
-        """All Langevin steps at `next`; tags 1, 2, ... keep their noise apart from a predictor's."""
-        if isinstance(model, ReverseSDE) or not isinstance(model.process, Process):
-            raise InvalidTypeError(
-                "Langevin needs a ScoreModel on a Process: its step size comes from the level's sigma"
-            )
-        wide = widen(x)
-        for j in range(self.steps):
+        """All Langevin steps at `next`, with noise tags 0, 1, ..."""
+        model, wide = check_score_model(self, model), widen(x)
+        for tag in range(self.steps):
             score = widen(model(wide.to(x.dtype), next, "score"))
-            if noise is None:
-                continue
-            z = widen(noise(x, now, next, 1 + j))
+            z = draw(noise, x, now, next, tag)
             e = self.size(now, next, score, z)
             wide = combine((torch.ones_like(e), wide), (e, score), (torch.sqrt(2 * e), z))
         return Step(wide.to(x.dtype), carry)
@@ -87,18 +92,33 @@ class BatchCoupledLangevin(Langevin):
         return 2 * (a * self.snr * ratio) ** 2
 
 
+class _Branch(NamedTuple):
+    """A noise source for one part of a pair: the binary tree of tags keeps all parts, nested ones too, apart."""
+
+    noise: NoiseSource
+    bit: int
+
+    def __call__(self, x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
+        return self.noise(x, now, next, 2 * tag + self.bit)
+
+
 @dataclass(frozen=True)
 class PC:
     """Predictor, then corrector at the level reached, on every step (Song et al. 2021, alg. 1).
 
-    Any one-step solver predicts. One with memory is refused: the corrector moves x, and values carried from before
-    the move would no longer lie on the path.
+    Any one-step solver predicts, and what has `corrects` true corrects. Memory is refused: the corrector moves x, and
+    values carried from before the move would no longer lie on the path.
     """
 
     predictor: Solver = field(default_factory=ReverseDiffusion)
     corrector: Solver = field(default_factory=Langevin)
 
     def __post_init__(self) -> None:
+        if not getattr(self.corrector, "corrects", False):
+            raise InvalidArgumentError(
+                f"{self.corrector} does not correct: it steps from now to next, where a corrector moves x at next, "
+                "like sd.Langevin()"
+            )
         for name, part in (("predictor", self.predictor), ("corrector", self.corrector)):
             if part.memory:
                 raise InvalidArgumentError(
@@ -140,6 +160,7 @@ class PC:
         noise: NoiseSource | None,
     ) -> Step:
         """One predictor step, then the corrector at `next`."""
-        predicted = self.predictor.step(model, x, now, next, carry[0], noise)
-        corrected = self.corrector.step(model, predicted.x, now, next, carry[1], noise)
+        first, second = (None, None) if noise is None else (_Branch(noise, 0), _Branch(noise, 1))
+        predicted = self.predictor.step(model, x, now, next, carry[0], first)
+        corrected = self.corrector.step(model, predicted.x, now, next, carry[1], second)
         return Step(corrected.x, (predicted.carry, corrected.carry), predicted.error)

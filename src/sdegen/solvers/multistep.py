@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.frames import DATA, TIME, Eta, Frame
+from sdegen.frames import DATA, TIME, Eta, Frame, check_frame
 from sdegen.grids import Grid, by_snr
 from sdegen.noise import NoiseSource
 from sdegen.process import Level, check_eta
 from sdegen.quadrature import FAR, Node, integrate
-from sdegen.solvers.base import Reverse, Step, check_flow
+from sdegen.solvers.base import Reverse, Step, check_reverse, draw
 from sdegen.tensors import like, widen
 
 
@@ -72,12 +72,13 @@ class Multistep:
     frame: Frame = DATA
     eta: float | Callable[[Level, Level], Tensor] = 0.0
     correct: bool = False
-    grid: Grid = by_snr
-    estimate: bool = False
+    grid: Grid = field(default=by_snr, repr=False)
+    estimate: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3, 4, 5):
-            raise InvalidArgumentError(f"order must be 1, 2, 3, 4 or 5, got {self.order}")
+        if type(self.order) is not int or not 1 <= self.order <= 5:
+            raise InvalidArgumentError(f"order must be 1, 2, 3, 4 or 5, got {self.order!r}")
+        check_frame(self.frame)
         if not callable(self.eta):
             check_eta(self.eta)
         elif self.memory:
@@ -111,7 +112,7 @@ class Multistep:
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> History:
         """A history of nodes so far away that they have no weight."""
-        check_flow(self, model)
+        check_reverse(self, model, self.eta)
         wide = widen(x)
         # every leaf its own tensor: shared ones would make a compiled step specialise on the sharing
         nodes = tuple(Node(torch.full_like(now.t, FAR * (j + 1)), torch.zeros_like(wide)) for j in range(self.memory))
@@ -138,8 +139,8 @@ class Multistep:
             start = start if carry.kick is None else start + carry.kick
         out, error = integrate(frame, eta, start, now, next, nodes[: self.order], self.estimate)
         kick = None
-        if self.stochastic and noise is not None:
-            kick = like(frame.spread(model.process, now, next, eta), out) * widen(noise(x, now, next))
+        if self.stochastic:
+            kick = like(frame.spread(model.process, now, next, eta), out) * draw(noise, x, now, next)
             out = out + kick
         if self.correct:
             carry = History(nodes[: self.memory], start, now, kick)

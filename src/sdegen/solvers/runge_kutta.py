@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
-from sdegen.frames import SIGMA, Frame
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.frames import SIGMA, Frame, check_frame
 from sdegen.grids import Grid, karras
 from sdegen.noise import NoiseSource
 from sdegen.process import Level
-from sdegen.solvers.base import OneStep, Reverse, Step, check_flow
+from sdegen.solvers.base import OneStep, Reverse, Step, check_reverse
 from sdegen.tensors import combine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tableau:
     """An explicit Runge-Kutta method (Butcher 1964): stage i at `c_i` from `sum_j a_ij k_j`, result `sum_i b_i k_i`."""
 
@@ -31,6 +31,9 @@ class Tableau:
         if abs(sum(self.b) - 1) > 1e-12:
             raise InvalidArgumentError(f"tableau {self.name}: b must sum to 1, got {sum(self.b)}")
 
+    def __repr__(self) -> str:
+        return self.name.upper()
+
 
 EULER = Tableau("euler", 1, ((),), (1.0,))
 MIDPOINT = Tableau("midpoint", 2, ((), (1 / 2,)), (0.0, 1.0))
@@ -43,12 +46,18 @@ class RungeKutta(OneStep):
     """An explicit Runge-Kutta method on `dY/dtau = rate Y + N` of a frame, one evaluation per stage.
 
     Deterministic, of the tableau's order; in frame TIME it also runs on a general `sde.probability_flow(score)`.
-    Point-mass data are exact in SIGMA. Raises InvalidArgumentError for a `ReverseSDE` with eta > 0.
+    Point-mass data are exact in SIGMA. Raises InvalidArgumentError for a `ReverseSDE` with
+    eta > 0.
     """
 
     tableau: Tableau = HEUN
     frame: Frame = SIGMA
-    grid: Grid = karras
+    grid: Grid = field(default=karras, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tableau, Tableau):
+            raise InvalidTypeError(f"tableau must be a Tableau such as sd.RK4, got {self.tableau!r}")
+        check_frame(self.frame)
 
     @property
     def evals(self) -> int:
@@ -62,7 +71,7 @@ class RungeKutta(OneStep):
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
         """An empty carry."""
-        check_flow(self, model)
+        check_reverse(self, model, 0.0)
         return ()
 
     def step(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidTypeError
 from sdegen.frames import TIME
-from sdegen.grids import Grid, by_time
+from sdegen.grids import Grid, natural
 from sdegen.noise import NoiseSource
-from sdegen.process import Level, Process, ReverseSDE, check_eta
-from sdegen.solvers.base import OneStep, Reverse, Step
+from sdegen.process import Level, check_eta
+from sdegen.solvers.base import OneStep, Reverse, Step, check_reverse, check_score_model, draw
 from sdegen.tensors import combine, diffuse, like, noise_like, widen
 
 
@@ -21,18 +20,18 @@ class EulerMaruyama(OneStep):
     """Euler-Maruyama in t on the reverse SDE, for scalar, diagonal and matrix noise (Maruyama 1955).
 
     `x_next = x + drift dt + g sqrt(|dt|) z`. Weak order 1; strong order 1 where g does not depend on x, else 1/2.
-    A `ReverseSDE` brings its own eta; a score model is reversed with this one.
+    A score model is reversed with this eta; a `ReverseSDE` must have the same (InvalidArgumentError otherwise).
     """
 
     eta: float = 1.0
-    grid: Grid = by_time
+    grid: Grid = field(default=natural, repr=False)
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
 
     @property
     def stochastic(self) -> bool:
-        """Whether eta is not zero; a ReverseSDE's own eta is taken to be."""
+        """Whether eta is not zero."""
         return self.eta > 0
 
     @property
@@ -40,19 +39,22 @@ class EulerMaruyama(OneStep):
         """Weak order 1."""
         return 1
 
+    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
+        """An empty carry."""
+        check_reverse(self, model, self.eta)
+        return ()
+
     def step(
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
     ) -> Step:
         """One Euler-Maruyama step."""
         h = next.t - now.t
-        drift = TIME.field(model, x, now, self.eta)
-        out = combine((torch.ones_like(h), x), (h, drift))
-        eta = model.eta if isinstance(model, ReverseSDE) else self.eta
-        if eta > 0 and noise is not None:
+        out = combine((torch.ones_like(h), x), (h, TIME.field(model, x, now, self.eta)))
+        if self.eta > 0:
             wide = widen(x)
-            g = eta * model.process.diffusion(wide, now.t)
-            z = widen(noise(noise_like(g, x), now, next))
-            out = out + like(h.abs().sqrt(), out) * diffuse(g, z, wide)
+            g = self.eta * model.process.diffusion(wide, now.t)
+            kick = diffuse(g, draw(noise, noise_like(g, x), now, next), wide)
+            out = out + like(h.abs().sqrt(), out) * kick
         return Step(out.to(x.dtype), carry)
 
 
@@ -63,7 +65,7 @@ class ReverseDiffusion(OneStep):
     With the forward kernel `x_now = a x_next + s noise`: `x_next = (2 - a) x_now + s^2 score + s z`. Weak order 1.
     """
 
-    grid: Grid = by_time
+    grid: Grid = field(default=natural, repr=False)
 
     @property
     def stochastic(self) -> bool:
@@ -75,17 +77,16 @@ class ReverseDiffusion(OneStep):
         """Weak order 1."""
         return 1
 
+    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
+        """An empty carry."""
+        check_score_model(self, model)
+        return ()
+
     def step(
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
     ) -> Step:
         """One reverse-diffusion step."""
-        process = model.process
-        if isinstance(model, ReverseSDE) or not isinstance(process, Process):
-            raise InvalidTypeError(
-                "the reverse-diffusion predictor needs a ScoreModel on a Process; use euler_maruyama() on a ReverseSDE"
-            )
-        a, s = process.kernel(next, now)
+        model = check_score_model(self, model)
+        a, s = model.process.kernel(next, now)
         out = combine((2 - a, x), (s * s, model(x, now, "score")))
-        if noise is not None:
-            out = out + like(s, out) * widen(noise(x, now, next))
-        return Step(out.to(x.dtype), carry)
+        return Step((out + like(s, out) * draw(noise, x, now, next)).to(x.dtype), carry)
