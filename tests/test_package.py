@@ -16,6 +16,7 @@ SOURCE = Path(sd.__file__).parent
 ORDER = [
     ["errors"],
     ["tensors", "noise"],
+    ["sde"],
     ["process"],
     ["processes"],
     ["model"],

@@ -28,10 +28,11 @@ from sdegen.methods import (
 from sdegen.mixtures import Gaussian, GaussianMixture
 from sdegen.model import ScoreModel
 from sdegen.noise import NoiseSource, White
-from sdegen.process import SDE, Level, Process, ReverseSDE
+from sdegen.process import Process
 from sdegen.processes import EDM, VE, VP, Cosine, DiscreteVP, Flow, SubVP
 from sdegen.quadrature import Node, integrate
 from sdegen.sample import encode, sample
+from sdegen.sde import SDE, Level, ReverseSDE
 from sdegen.solution import STOP, Progress, Solution, Status
 from sdegen.solve import solve
 from sdegen.solvers.base import OneStep, Solver, Step

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdegen.control import Fixed
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable
-from sdegen.process import ReverseSDE
+from sdegen.sde import ReverseSDE
 
 
 def check_parts(model: Any, solver: Any, observe: Any) -> None:

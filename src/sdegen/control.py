@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sdegen.errors import readable
 from sdegen.grids import check_times, in_span, rounding
-from sdegen.process import SDE, Level, Process, check_levels
+from sdegen.process import Process, check_levels
+from sdegen.sde import SDE, Level
 from sdegen.solvers.base import Step
 
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.process import SDE, Level, Model, Process, ReverseSDE
+from sdegen.process import Process
+from sdegen.sde import SDE, Level, Model, ReverseSDE
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable
-from sdegen.process import SDE, Process, check_levels
+from sdegen.process import Process, check_levels
+from sdegen.sde import SDE
 from sdegen.tensors import as_time
 
 Grid = Callable[[SDE, int], Tensor]

@@ -27,7 +27,8 @@ from sdegen.covariances import TILE, Covariances, Isotropic, Weights, budget
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable
 from sdegen.mixture_inputs import Numbers, covariances, log_weights, numbers, observation, tensor
 from sdegen.model import ScoreModel, Want, plane
-from sdegen.process import Level, Process
+from sdegen.process import Process
+from sdegen.sde import Level
 from sdegen.spectra import condition, spectral
 from sdegen.tensors import widen
 

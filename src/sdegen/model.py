@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, call_score, unknown_keywords
-from sdegen.process import Level, Process, check_level
+from sdegen.process import Process
+from sdegen.sde import Level, check_level
 from sdegen.tensors import batch_time, combine
 
 Want = str | tuple[Tensor, Tensor]

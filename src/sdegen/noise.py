@@ -17,7 +17,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 
 if TYPE_CHECKING:
-    from sdegen.process import Level
+    from sdegen.sde import Level
 
 Words: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sdegen.frames import Eta, Frame
-from sdegen.process import Level
+from sdegen.sde import Level
 from sdegen.tensors import combine
 
 FAR = 1e20

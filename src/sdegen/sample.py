@@ -19,8 +19,9 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable, stri
 from sdegen.frames import TIME
 from sdegen.grids import Grid, by_time, check_steps
 from sdegen.methods import default, euler_maruyama
-from sdegen.process import Level, Process, ReverseSDE
+from sdegen.process import Process
 from sdegen.progress import progress_bar
+from sdegen.sde import Level, ReverseSDE
 from sdegen.solution import STOP, Observer, Progress, Solution, Status, ended
 from sdegen.solve import run, solve
 from sdegen.solvers.base import Reverse, Solver

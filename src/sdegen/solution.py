@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import SolveError, readable
-from sdegen.process import Level
+from sdegen.sde import Level
 
 
 class Status(enum.IntEnum):

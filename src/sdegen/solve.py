@@ -13,8 +13,8 @@ from sdegen.checks import check_solve, warn_if_training
 from sdegen.control import Controller, Fixed
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
 from sdegen.noise import NoiseSource
-from sdegen.process import SDE, Level
 from sdegen.progress import progress_bar
+from sdegen.sde import SDE, Level
 from sdegen.solution import STOP, Observer, Progress, Solution, Status, ended
 from sdegen.solvers.base import Reverse, Solver, Step
 

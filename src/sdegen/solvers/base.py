@@ -12,7 +12,8 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.grids import Grid, natural
 from sdegen.noise import NoiseSource
-from sdegen.process import Level, Model, Process, ReverseSDE
+from sdegen.process import Process
+from sdegen.sde import Level, Model, ReverseSDE
 from sdegen.tensors import widen
 
 Carry = Any

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError
 from sdegen.grids import Grid, check_steps, natural
 from sdegen.noise import NoiseSource
-from sdegen.process import Level
+from sdegen.sde import Level
 from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step, check_score_model, draw
 from sdegen.solvers.singlestep import ReverseDiffusion
 from sdegen.tensors import combine, widen

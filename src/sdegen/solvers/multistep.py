@@ -13,8 +13,8 @@ from sdegen.errors import InvalidArgumentError
 from sdegen.frames import DATA, TIME, Eta, Frame, check_frame
 from sdegen.grids import Grid, by_snr
 from sdegen.noise import NoiseSource
-from sdegen.process import Level, check_eta
 from sdegen.quadrature import FAR, Node, integrate
+from sdegen.sde import Level, check_eta
 from sdegen.solvers.base import Reverse, Step, check_reverse, draw
 from sdegen.tensors import like, widen
 

@@ -11,7 +11,7 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.frames import SIGMA, Frame, check_frame
 from sdegen.grids import Grid, karras
 from sdegen.noise import NoiseSource
-from sdegen.process import Level
+from sdegen.sde import Level
 from sdegen.solvers.base import OneStep, Reverse, Step, check_reverse
 from sdegen.tensors import combine
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sdegen.frames import TIME
 from sdegen.grids import Grid, natural
 from sdegen.noise import NoiseSource
-from sdegen.process import Level, check_eta
+from sdegen.sde import Level, check_eta
 from sdegen.solvers.base import OneStep, Reverse, Step, check_reverse, check_score_model, draw
 from sdegen.tensors import combine, diffuse, like, noise_like, widen
 
