@@ -51,8 +51,8 @@ def python_philox(key, counter):
 
 
 def python_normal(seed, words, tag, index):
-    a = python_philox((seed & MASK, (seed >> 32) & MASK), words)
-    w = python_philox(a[:2], (index // 4, tag, *a[2:]))
+    h = python_philox(words[:2], (*words[2:], 0, 0))
+    w = python_philox((seed & MASK, (seed >> 32) & MASK), (index // 4, tag, *h[:2]))
     u, v = ((w[index % 4 // 2 * 2 + i] + 0.5) / 2**32 for i in (0, 1))
     return math.sqrt(-2 * math.log(u)) * (math.cos, math.sin)[index % 2](2 * math.pi * v)
 
@@ -489,3 +489,17 @@ def test_a_planted_repeated_step_is_caught():
     z = draw()
     z[:, 1::2] = z[:, ::2]
     assert {"sign step 1 0", "magnitude step 1 0"} <= rejected(z)
+
+
+@given(word, word, word, word)
+@settings(max_examples=30)
+def test_integers_tensors_and_a_mix_give_the_same_words(a, b, c, d):
+    """A time on the host is hashed as an integer, one on a device or in a batch as a tensor: the same noise."""
+    ints = noise.philox((a, b), (c, d, 0, 0))
+    assert ints == python_philox((a, b), (c, d, 0, 0))
+    assert [int(v) for v in noise.philox(tensors(a, b), (*tensors(c, d), 0, 0))] == list(ints)
+    seeds = noise.seeds(3, 4)
+    plain = noise.normals(seeds, (5,), (a, b, c, d), dtype=torch.float32)
+    assert torch.equal(noise.normals(seeds, (5,), tensors(a, b, c, d), dtype=torch.float32), plain)
+    rows = tuple(v.expand(4) for v in tensors(a, b, c, d))
+    assert torch.equal(noise.normals(seeds, (5,), rows, dtype=torch.float32), plain)

@@ -1,25 +1,27 @@
 """Unit normals as a pure function of (sample seed, step, tag, element): no generator, no state, nothing batch-wide.
 
 A sample's noise depends on its own seed alone, so it is the same alone or in any batch, in any order, at any size.
-Philox is applied twice: the sample's seed and the step give 128 bits, and those key the blocks of four normals.
+Philox is applied twice: to the step's two times, and with the sample's seed as key to what they give and the element.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Protocol, SupportsIndex, TypeAlias, overload
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable
 
 if TYPE_CHECKING:
     from sdegen.sde import Level
 
-Words: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+Word: TypeAlias = Tensor | int
+Words: TypeAlias = tuple[Word, Word, Word, Word]
 
 _MASK = 0xFFFFFFFF
 _BLOCKS = 1 << 15
@@ -31,18 +33,22 @@ _WEYL = 0x9E3779B9, 0xBB67AE85
 _SEEDS_DOMAIN = 0xFFFFFFFF
 
 
-def philox(key: tuple[Tensor, Tensor], counter: Words) -> Words:
+@overload
+def philox(key: tuple[Tensor, Tensor], counter: Words) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+@overload
+def philox(key: tuple[Word, Word], counter: Words) -> Words: ...
+def philox(key: tuple[Word, Word], counter: Words) -> Words:
     """Four random words from a key and a counter: the Philox 4x32-10 bijection.
 
     Each of ten rounds maps ``(c0, c1, c2, c3)`` to ``(hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0))``
     and adds the Weyl constants to the key.
 
     Args:
-        key: two int64 tensors of values in 0 .. 2^32 - 1.
-        counter: four such tensors. All six broadcast together.
+        key: two int64 tensors, or ints, of values in 0 .. 2^32 - 1.
+        counter: four of them. All six broadcast together.
 
     Returns:
-        Four int64 tensors of values in 0 .. 2^32 - 1.
+        Four of values in 0 .. 2^32 - 1: int64 tensors, or ints if all that went in were.
 
     Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011).
     """
@@ -57,10 +63,13 @@ def philox(key: tuple[Tensor, Tensor], counter: Words) -> Words:
     return c0, c1 & _MASK, c2, c3 & _MASK
 
 
-def _high(product: Tensor, factor: Tensor, word: Tensor) -> Tensor:
+def _high(product: Word, factor: Word, word: Word) -> Word:
+    if isinstance(product, int):
+        return (((product >> 32) + factor) ^ word) & _MASK
     # In place where shapes allow: fresh memory costs more than the arithmetic.
     high = (product >> 32).add_(factor)
-    high = high.bitwise_xor_(word) if high.shape == word.shape else high ^ word
+    in_place = isinstance(word, Tensor) and high.shape == word.shape
+    high = high.bitwise_xor_(word) if in_place else high ^ word
     return high.bitwise_and_(_MASK)
 
 
@@ -104,8 +113,8 @@ def normals(
 ) -> Tensor:
     """Independent unit normals, each a pure function of (sample seed, words, tag, flat index in the sample).
 
-    ``a = philox(key=seed, counter=words)``, ``w = philox(key=(a0, a1), counter=(block, tag, a2, a3))``; a block's words
-    give four normals ``sqrt(-2 log u(w0)) (cos, sin)(2 pi u(w1))`` and the same from ``w2, w3``, with
+    ``h = philox(key=words[:2], counter=(words[2:], 0, 0))``, ``w = philox(key=seed, counter=(block, tag, h0, h1))``; a
+    block's words give four normals ``sqrt(-2 log u(w0)) (cos, sin)(2 pi u(w1))`` and the same from ``w2, w3``, with
     ``u(w) = (w + 1/2) / 2^32``. They are computed in float64 and rounded to float32 whatever the dtype, so runs in
     different dtypes share their noise; so do devices and compiled code, but for about one draw in 10^8 whose last
     float64 bit straddles a float32 boundary. Draws are in row-major order: a smaller sample takes a prefix of a larger.
@@ -133,29 +142,31 @@ def normals(
     tag = _integer("tag", tag, 1 << 32)
     device = torch.device(device) if device is not None else seeds.device
     seeds = seeds.to(device, non_blocking=True)
-    counter = tuple(_word(word, device) for word in words)
     size = math.prod(shape)
+    stream = [word.to(device, non_blocking=True) if isinstance(word, Tensor) else word for word in words]
+    h0, h1 = philox((stream[0], stream[1]), (stream[2], stream[3], 0, 0))[:2]
     # some rows at a time, which bounds the temporaries and on the CPU keeps them in the cache; bits do not change
     blocks = _BLOCKS if device.type == "cpu" else 128 * _BLOCKS
     rows = len(seeds) if torch.compiler.is_compiling() else max(1, blocks // max(1, size // 4))
     parts = []
     for start in range(0, len(seeds), max(1, rows)):
         part = slice(start, start + rows)
-        own = tuple(word[part] if word.ndim else word for word in counter)
-        parts.append(_draw(seeds[part], own, tag, size).to(dtype))
+        parts.append(_draw(seeds[part], _column(h0, part), _column(h1, part), tag, size).to(dtype))
     flat = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else seeds.new_empty(0, size, dtype=dtype)
     return flat.reshape(len(seeds), *shape)
 
 
-def _draw(seeds: Tensor, counter: tuple[Tensor, ...], tag: int, size: int) -> Tensor:
-    w0, w1, w2, w3 = counter
-    a0, a1, a2, a3 = (a[:, None] for a in philox(_halves(seeds), (w0, w1, w2, w3)))
+def _column(word: Word, part: slice) -> Word:
+    return word[part, None] if isinstance(word, Tensor) and word.ndim else word
+
+
+def _draw(seeds: Tensor, h0: Word, h1: Word, tag: int, size: int) -> Tensor:
+    k0, k1 = _halves(seeds[:, None])
     block = torch.arange(-(-size // 4), dtype=torch.int64, device=seeds.device)
-    bits = philox((a0, a1), (block, torch.full_like(block, tag), a2, a3))
-    return _box_muller(bits).flatten(1)[:, :size]
+    return _box_muller(philox((k0, k1), (block, tag, h0, h1))).flatten(1)[:, :size]
 
 
-def _box_muller(words: Words) -> Tensor:
+def _box_muller(words: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
     # [B, N] words to [B, N, 2, 2] float32. Half a unit keeps u off 0 and 1, where the logarithm or the last bit fails.
     r = torch.stack((words[0], words[2]), -1).double().add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
     angle = torch.stack((words[1], words[3]), -1).double().add_(0.5).mul_(2.0 * math.pi * 2.0**-32)
@@ -164,12 +175,6 @@ def _box_muller(words: Words) -> Tensor:
 
 def _halves(pattern: Tensor) -> tuple[Tensor, Tensor]:
     return pattern & _MASK, (pattern >> 32) & _MASK
-
-
-def _word(word: Tensor | int, device: torch.device) -> Tensor:
-    if not isinstance(word, Tensor):
-        return torch.full((), word, dtype=torch.int64, device=device)
-    return word.to(device, non_blocking=True)
 
 
 def _integer(name: str, value: SupportsIndex, limit: int) -> int:
@@ -236,6 +241,10 @@ class White:
         return normals(self.seeds, tuple(x.shape[1:]), words, tag, dtype=x.dtype, device=x.device)
 
 
-def _time_words(t: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def _time_words(t: Tensor, device: torch.device) -> tuple[Word, Word]:
     # -0.0 and 0.0 are one time with two patterns; adding 0.0 leaves only the second.
+    if t.ndim == 0 and t.device.type == "cpu" and readable(t):
+        # A time that lies on the host is hashed there, without a tensor operation per round.
+        pattern = int.from_bytes(struct.pack("<d", float(t.detach()) + 0.0), "little")
+        return pattern & _MASK, pattern >> 32
     return _halves((t.to(device, torch.float64, non_blocking=True) + 0.0).view(torch.int64))
