@@ -56,9 +56,9 @@ def lam_grid(process: sd.Process, lams: Tensor) -> Tensor:
     return process.at(lams).t
 
 
-def slope(errors: Sequence[float]) -> float:
-    """The order seen between the last two errors of a sequence in which the step is halved."""
-    return math.log2(errors[-2] / errors[-1])
+def slope(errors: Sequence[float], ratio: float = 2.0) -> float:
+    """The order seen between the last two errors of a sequence in which the step shrinks by `ratio`."""
+    return math.log(errors[-2] / errors[-1]) / math.log(ratio)
 
 
 class UnitResponse:

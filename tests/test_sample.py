@@ -304,6 +304,10 @@ def test_an_exception_in_a_later_batch_keeps_the_earlier_ones():
     fine = sd.sample(sd.ScoreModel(VP, lambda x, t: model(x, VP.level(t))), (6, 2), steps=3, batch_size=2)
     assert torch.equal(info.value.partial.x[:4], fine[:4])
     assert len(info.value.partial.x) == 6
+    calls.clear()
+    with pytest.raises(RuntimeError, match="lost") as info:
+        sd.sample(sd.ScoreModel(VP, net), (5, 2), steps=3, batch_size=2)
+    assert len(info.value.partial.x) == 5
 
 
 def test_training_mode_warns_once_per_sample_call():
@@ -316,3 +320,13 @@ def test_training_mode_warns_once_per_sample_call():
     hidden.layers[1].train()
     with pytest.warns(UserWarning, match="training mode"):
         sd.sample(sd.ScoreModel(VP, hidden, "noise"), (2, 8), steps=2)
+
+
+def test_without_tqdm_there_is_no_bar_and_asking_for_one_says_why(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert sd.sample(mixture(VP), (2, 2), steps=2).shape == (2, 2)
+    with pytest.raises(sd.InvalidArgumentError, match=r"sdegen\[progress\]"):
+        sd.sample(mixture(VP), (2, 2), steps=2, progress=True)

@@ -29,17 +29,17 @@ def start_graded(n: int) -> torch.Tensor:
 
 
 @functools.cache
-def reference(process: sd.Process) -> tuple[torch.Tensor, torch.Tensor]:
-    """Starts at LOW and where the exact flow takes them: order 4 at 1,000 steps in ANGLE errs below 1e-11."""
+def reference(process: sd.Process, steps: int = 1000) -> tuple[torch.Tensor, torch.Tensor]:
+    """Starts at LOW, and where the exact flow takes them: RK4 in ANGLE errs by 1.1e-12 at 1,000 steps (seen at 4,000)."""
     start = process.at(LOW)
     x = start.sigma * sd.noise.normals(sd.noise.seeds(0, 8), (2,), (0, 0, 0, 0), dtype=F64)
-    fine = torch.linspace(LOW, HIGH, 1001, dtype=F64)
+    fine = torch.linspace(LOW, HIGH, steps + 1, dtype=F64)
     return x, sd.solve(mixture(process), x, lam_grid(process, fine), sd.RungeKutta(sd.RK4, sd.ANGLE(sigma_data=0.5))).x
 
 
 def path_errors(solver: sd.Solver, process: sd.Process, ns: tuple[int, ...], graded: bool = True) -> list[float]:
     model = mixture(process)
-    x, exact = reference(process)
+    x, exact = reference(process, 3000 if ns[-1] > 400 else 1000)
     out = []
     for n in ns:
         lams = start_graded(n) if graded else torch.linspace(LOW, HIGH, n + 1, dtype=F64)
@@ -52,9 +52,10 @@ def path_errors(solver: sd.Solver, process: sd.Process, ns: tuple[int, ...], gra
 @pytest.mark.parametrize("correct", [False, True])
 def test_multistep_has_its_declared_order(frame, order, correct):
     solver = sd.Multistep(order, frame, correct=correct)
-    errors = path_errors(solver, sd.VP(), (160, 320))
+    # order 6 shows later: at 160 and 320 steps the slope is still 5.4 to 5.9 and rises
+    ns = (320, 480) if solver.convergence == 6 else (160, 320)
     # half a unit either way: the neighbouring orders are excluded
-    assert abs(slope(errors) - solver.convergence) < 0.5
+    assert abs(slope(path_errors(solver, sd.VP(), ns), ns[1] / ns[0]) - solver.convergence) < 0.5
     assert solver.convergence == order + correct
 
 

@@ -79,7 +79,7 @@ def sample(
     chunks = math.ceil(n / size) if n else 0
     shown = progress if progress is not None else (None if sys.stderr.isatty() else False)
     parts: list[Solution] = []
-    with _keeping(parts), progress_bar(chunks * control.steps, shown) as bar:
+    with _keeping(parts, n), progress_bar(chunks * control.steps, shown) as bar:
         for k in range(chunks):
             start, real = k * size, min(size, n - k * size)
             index = torch.arange(start, start + size, device=device).clamp(max=n - 1)
@@ -98,14 +98,15 @@ def sample(
 
 
 @contextlib.contextmanager
-def _keeping(parts: list[Solution]) -> Iterator[None]:
+def _keeping(parts: list[Solution], n: int) -> Iterator[None]:
     """Add the finished batches to the `partial` of an exception that ends the run."""
     try:
         yield
     except BaseException as error:
         with contextlib.suppress(Exception):  # what cannot be kept must not hide the error
             last = getattr(error, "partial", None)
-            error.partial = Solution.join([*parts, *([last] if last is not None else [])])  # type: ignore[attr-defined]
+            whole = Solution.join([*parts, *([last] if last is not None else [])])
+            error.partial = whole.rows(n)  # type: ignore[attr-defined]
         raise
 
 

@@ -123,8 +123,9 @@ class FactorDiagonal(Covariances):
         y = C^-1 r = N^(-1/2) (z - Q1 Q1^T z),   h = alpha F^T y = Q2 Q1^T z,
         r^T C^-1 r = y^T N y + |h|^2,            log det C = log det N + 2 log |det T|:
 
-    Woodbury's identity by orthogonal matrices, as its normal equations lose half the digits (Bjorck 1996). One step of
-    iterative refinement makes y as accurate as C allows where F covers what N leaves narrow (Higham 2002, ch. 12).
+    Woodbury's identity by orthogonal matrices, as its normal equations lose half the digits (Bjorck 1996). Rows of G
+    of very different size cost QR the digits of the small ones; two steps of iterative refinement bring them back (one
+    is not enough: Higham 2002, ch. 12 and 19).
     """
 
     F: Tensor
@@ -148,8 +149,9 @@ class FactorDiagonal(Covariances):
         along = _project(r / root, upper)
         y = (r / root - _project(along, upper.mT)) / root
         h = _project(along, lower.mT)
-        miss = r - scale * y - alpha * alpha * _project(_project(y, self.F), self.F.mT)
-        y = y + (miss / root - _project(_project(miss / root, upper), upper.mT)) / root
+        for _ in range(2):
+            miss = r - scale * y - alpha * alpha * _project(_project(y, self.F), self.F.mT)
+            y = y + (miss / root - _project(_project(miss / root, upper), upper.mT)) / root
         return -((scale * y * y).sum(-1) + (h * h).sum(-1) + logdet + dim * LOG_2PI) / 2, (y, h)
 
     def combine(self, seen: tuple[Tensor, ...], x: Tensor, means: Tensor, w: Tensor, at: Weights) -> Tensor:
