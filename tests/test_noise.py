@@ -361,7 +361,7 @@ def test_compiled_equals_eager():
     words = tensors(0, 1, 2, 3)
 
     def blocks(seeds, *words):
-        a0, a1, a2, a3 = (word[:, None] for word in noise.philox(noise._halves(seeds), words))
+        a0, a1, a2, a3 = (word[:, None] for word in noise.philox(noise.halves(seeds), words))
         block = torch.arange(32)
         return torch.stack(noise.philox((a0, a1), (block, torch.zeros_like(block), a2, a3)), -1)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from sdegen.control import Fixed
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable
 from sdegen.sde import ReverseSDE
+from sdegen.tensors import finite_rows
 
 
 def check_parts(model: Any, solver: Any, observe: Any) -> None:
@@ -67,7 +68,7 @@ def check_state(x: Any) -> None:
             "one sample of D numbers is x[None], B samples of one number are x[:, None]"
         )
     if readable(x):
-        bad = (~x.detach().flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        bad = (~finite_rows(x)).nonzero().flatten().tolist()
         if bad:
             raise InvalidArgumentError(f"x is NaN or Inf in rows {bad[:8]} of {x.shape[0]}, before the first step")
 
@@ -75,7 +76,7 @@ def check_state(x: Any) -> None:
 def warn_if_training(model: Any) -> None:
     """One warning for a network in training mode: dropout and batch norm would make the samples noisy and coupled."""
     net = network(model)
-    if isinstance(net, torch.nn.Module) and any(part.training for part in net.modules()):
+    if net is not None and any(part.training for part in net.modules()):
         warn_caller(
             f"the network {type(net).__name__} is in training mode, so dropout and batch norm are active; "
             "call net.eval() before sampling"

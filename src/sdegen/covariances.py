@@ -164,13 +164,28 @@ def combine_isotropic(e: Tensor, x: Tensor, means: Tensor, w: Tensor, at: Weight
 
 
 @dataclass(frozen=True, eq=False)
-class Isotropic(Covariances):
-    """`Sigma_k = e_k I`, e `[K]`; e = 0 for data points."""
+class _Aligned(Covariances):
+    """Covariances without rotation: variances e `[K]` or `[K, D]` along the axes."""
 
     e: Tensor
 
     def width(self, dim: int, at: Weights) -> int:
         return len(self.e)
+
+    def marginal(self, alpha: Tensor, sigma: Tensor) -> Covariances:
+        return type(self)(alpha * alpha * self.e + sigma * sigma)
+
+    def transport(self, r: Tensor, now: Weights, next: Weights) -> Tensor:
+        return now.columns(1).stretch(self.e, next.columns(1)) * r
+
+    @property
+    def singular(self) -> Tensor:
+        return (self.e == 0).any()
+
+
+@dataclass(frozen=True, eq=False)
+class Isotropic(_Aligned):
+    """`Sigma_k = e_k I`, e `[K]`; e = 0 for data points."""
 
     def log_density(self, x: Tensor, means: Tensor, at: Weights) -> tuple[Tensor, tuple[Tensor, ...]]:
         variance = at.columns(1).variance(self.e)
@@ -185,25 +200,10 @@ class Isotropic(Covariances):
     def average(self, w: Tensor, dim: int) -> Tensor:
         return (w * self.e).sum() * torch.eye(dim, dtype=w.dtype, device=w.device)
 
-    def marginal(self, alpha: Tensor, sigma: Tensor) -> Isotropic:
-        return Isotropic(alpha * alpha * self.e + sigma * sigma)
-
-    def transport(self, r: Tensor, now: Weights, next: Weights) -> Tensor:
-        return now.columns(1).stretch(self.e, next.columns(1)) * r
-
-    @property
-    def singular(self) -> Tensor:
-        return (self.e == 0).any()
-
 
 @dataclass(frozen=True, eq=False)
-class Diagonal(Covariances):
+class Diagonal(_Aligned):
     """`Sigma_k = diag(e_k)`, e `[K, D]`."""
-
-    e: Tensor
-
-    def width(self, dim: int, at: Weights) -> int:
-        return len(self.e)
 
     def log_density(self, x: Tensor, means: Tensor, at: Weights) -> tuple[Tensor, tuple[Tensor, ...]]:
         return -(_squares(x, means, at, self.e) + x.shape[1] * LOG_2PI) / 2, ()
@@ -228,13 +228,3 @@ class Diagonal(Covariances):
 
     def average(self, w: Tensor, dim: int) -> Tensor:
         return torch.diag((w[:, None] * self.e).sum(0))
-
-    def marginal(self, alpha: Tensor, sigma: Tensor) -> Diagonal:
-        return Diagonal(alpha * alpha * self.e + sigma * sigma)
-
-    def transport(self, r: Tensor, now: Weights, next: Weights) -> Tensor:
-        return now.columns(1).stretch(self.e, next.columns(1)) * r
-
-    @property
-    def singular(self) -> Tensor:
-        return (self.e == 0).any()

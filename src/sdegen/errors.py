@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
@@ -67,12 +67,16 @@ def readable(x: Tensor) -> bool:
     return True
 
 
+def hint(name: str, allowed: Sequence[str], otherwise: str) -> str:
+    """What to do about an unknown name: the closest allowed one, or all of them after the words `otherwise`."""
+    close = difflib.get_close_matches(name, allowed, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(allowed)}"
+
+
 def unknown_keywords(function: str, got: Iterable[str], allowed: Iterable[str]) -> InvalidTypeError:
     """The error for keywords that `function` does not take, with the closest name it does."""
-    name, names = sorted(got)[0], sorted(allowed)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(names)}"
-    return InvalidTypeError(f"{function}() got an unknown keyword {name!r}: {hint}")
+    name = sorted(got)[0]
+    return InvalidTypeError(f"{function}() got an unknown keyword {name!r}: {hint(name, sorted(allowed), 'it takes')}")
 
 
 def strict_keywords(function: Callable[P, R]) -> Callable[P, R]:

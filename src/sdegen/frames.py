@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 Eta = float | Tensor
 Pair = tuple[Tensor, Tensor]
-F = TypeVar("F", bound="Frame")
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class Frame:
     """
 
     variable: Callable[[Tensor], Tensor] | None = None
+    weak_order: ClassVar[int] = 2
+    """The weak order that one normal per step allows with the frame's `spread`."""
 
     def __call__(self, **options: Any) -> Self:
         return replace(self, **options)
@@ -260,6 +261,8 @@ class _Flow(Frame):
 
 @dataclass(frozen=True, repr=False)
 class _Time(Frame):
+    weak_order = 1
+
     def __post_init__(self) -> None:
         if self.variable is not None:
             raise InvalidArgumentError("frame TIME interpolates in its own clock, t; leave variable out")

@@ -48,9 +48,7 @@ def natural(process: SDE, n: int) -> Tensor:
     if not isinstance(process, Process):
         return by_time(process, n)
     middle = (process.t_min + process.t_max) / 2
-    first, half, last = _lams(
-        process, as_time(torch.tensor([process.t_max, middle, process.t_min], dtype=torch.float64))
-    )
+    first, half, last = _lams(process, as_time([process.t_max, middle, process.t_min]))
     return karras(process, n) if float((half - first) / (last - first)) < 0.2 else by_time(process, n)
 
 

@@ -200,8 +200,8 @@ class GaussianMixture:
     ) -> Tensor:
         """n samples `[n, *S]` at a level `[]` or `[n]`, of the data by default; sample i depends on `(seed, i)` alone.
 
-        `alpha (m_k + Sigma_k^(1/2) z) + sigma z'`, k by inversion of the weights' sum. Raises TypeError and ValueError
-        on an n or seed that is not a whole number in range.
+        `alpha (m_k + Sigma_k^(1/2) z) + sigma z'`, k by inversion of the weights' sum. Raises InvalidTypeError and
+        InvalidArgumentError on an n or seed that is not a whole number in range.
         """
         seeds = noises.seeds(seed, n, device=self._means.device)
         dim = self._means.shape[1]
@@ -278,9 +278,7 @@ class GaussianMixture:
         return [slice(i, i + step) for i in range(0, max(1, len(flat)), step)]
 
     def _choose(self, seeds: Tensor) -> Tensor:
-        mask = 0xFFFFFFFF
-        words = tuple(torch.full_like(seeds, word) for word in _CHOICE)
-        high, low, _, _ = noises.philox((seeds & mask, (seeds >> 32) & mask), (words[0], words[1], words[2], words[3]))
+        high, low, _, _ = noises.philox(noises.halves(seeds), _CHOICE)
         uniform = ((high >> 5).double() * 2.0**26 + (low >> 6) + 0.5) * 2.0**-53
         edges = self.weights.cumsum(0)
         return torch.searchsorted(edges / edges[-1], uniform).clamp(max=len(self) - 1)

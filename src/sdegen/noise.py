@@ -97,8 +97,8 @@ def seeds(seed: int, n: int, start: int = 0, device: torch.device | str | None =
             f"start + n must be below 2**63, got {start} + {n}; number the samples from a smaller start"
         )
     index = torch.arange(start, start + n, dtype=torch.int64, device=device or "cpu")
-    domain = torch.full_like(index, _SEEDS_DOMAIN)
-    low, high, _, _ = philox(_halves(torch.full_like(index, seed)), (*_halves(index), domain, domain))
+    key = halves(torch.full_like(index, seed))
+    low, high, _, _ = philox(key, (*halves(index), _SEEDS_DOMAIN, _SEEDS_DOMAIN))
     return low | ((high & 0x7FFFFFFF) << 32)
 
 
@@ -161,7 +161,7 @@ def _column(word: Word, part: slice) -> Word:
 
 
 def _draw(seeds: Tensor, h0: Word, h1: Word, tag: int, size: int) -> Tensor:
-    k0, k1 = _halves(seeds[:, None])
+    k0, k1 = halves(seeds[:, None])
     block = torch.arange(-(-size // 4), dtype=torch.int64, device=seeds.device)
     return _box_muller(philox((k0, k1), (block, tag, h0, h1))).flatten(1)[:, :size]
 
@@ -173,7 +173,8 @@ def _box_muller(words: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
     return torch.stack(((r * angle.cos()).float(), r.mul_(angle.sin_()).float()), -1)
 
 
-def _halves(pattern: Tensor) -> tuple[Tensor, Tensor]:
+def halves(pattern: Tensor) -> tuple[Tensor, Tensor]:
+    """The low and the high 32 bits of int64 patterns, as words."""
     return pattern & _MASK, (pattern >> 32) & _MASK
 
 
@@ -247,4 +248,4 @@ def _time_words(t: Tensor, device: torch.device) -> tuple[Word, Word]:
         # A time that lies on the host is hashed there, without a tensor operation per round.
         pattern = int.from_bytes(struct.pack("<d", float(t.detach()) + 0.0), "little")
         return pattern & _MASK, pattern >> 32
-    return _halves((t.to(device, torch.float64, non_blocking=True) + 0.0).view(torch.int64))
+    return halves((t.to(device, torch.float64, non_blocking=True) + 0.0).view(torch.int64))

@@ -119,7 +119,7 @@ class Process(SDE):
         return next.alpha / now.alpha, next.sigma * torch.sqrt(-torch.expm1(2 * (next.lam - now.lam)))
 
     def _forward_step(self, x: Tensor, now: Level, next: Level, noise: noises.NoiseSource) -> Tensor:
-        a, s = self.transition(now, next)
+        a, s = self.kernel(now, next)
         return like(a, x) * x + like(s, x) * noise(x, now, next)
 
     @staticmethod

@@ -23,9 +23,10 @@ from sdegen.process import Process
 from sdegen.progress import progress_bar
 from sdegen.sde import Level, ReverseSDE
 from sdegen.solution import STOP, Observer, Progress, Solution, Status, ended
-from sdegen.solve import run, solve
+from sdegen.solve import keep, run, solve
 from sdegen.solvers.base import Reverse, Solver
 from sdegen.solvers.runge_kutta import HEUN, RungeKutta
+from sdegen.tensors import finite_rows
 
 _PURE = 0.15
 
@@ -216,10 +217,9 @@ def _start(model: Any, seeds: Tensor, event: tuple[int, ...], dtype: torch.dtype
 def _denoised(model: Any, part: Solution, level: Level) -> Solution:
     """The predicted data in place of the state; a row that is not finite stays the state and says so."""
     clean = model(part.x, level, "data").to(part.x.dtype)
-    fine = clean.flatten(1).isfinite().all(1) & part.ok
+    fine = finite_rows(clean) & part.ok
     status = torch.where(fine, part.status, int(Status.NONFINITE))
-    clean = torch.where(fine.reshape(-1, *(1,) * (clean.ndim - 1)), clean, part.x)
-    return part._replace(x=clean, status=status, nfe=part.nfe + part.ok)
+    return part._replace(x=keep(fine, clean, part.x), status=status, nfe=part.nfe + part.ok)
 
 
 class _Watch:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, call_score
-from sdegen.tensors import as_time, batch_time, check_diffusion, diffuse, gram, like, noise_like
+from sdegen.tensors import as_time, batch_time, check_diffusion, diffuse, expect_like, gram, like, noise_like
 
 if TYPE_CHECKING:
     from sdegen.process import Process
@@ -111,7 +111,7 @@ class SDE(ABC):
 
         Euler-Maruyama on a general SDE; a `Process` takes its exact transitions. Noise is per sample (`seed`).
         """
-        times = as_time(times) if isinstance(times, Tensor) else torch.tensor(times, dtype=torch.float64)
+        times = as_time(times)
         low, high = float(times.min()), float(times.max())
         if times.ndim != 1 or not bool((times.diff() > 0).all()) or low < self.t_min or high > self.t_max:
             raise InvalidArgumentError(
@@ -154,13 +154,7 @@ class _FunctionSDE(SDE):
         check_span(self.t_min, self.t_max)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        f: object = self.f(x, batch_time(t, x))
-        if not isinstance(f, Tensor) or f.shape != x.shape or f.dtype != x.dtype:
-            got = f"{list(f.shape)} of {f.dtype}" if isinstance(f, Tensor) else repr(f)
-            raise InvalidArgumentError(
-                f"drift(x, t) must return a tensor like x, {list(x.shape)} of {x.dtype}; got {got}"
-            )
-        return f
+        return expect_like(self.f(x, batch_time(t, x)), x, "drift(x, t) must return a tensor")
 
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
         g = self.g(x, batch_time(t, x))

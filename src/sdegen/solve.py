@@ -17,6 +17,7 @@ from sdegen.progress import progress_bar
 from sdegen.sde import SDE, Level
 from sdegen.solution import STOP, Observer, Progress, Solution, Status, ended
 from sdegen.solvers.base import Reverse, Solver, Step
+from sdegen.tensors import finite_rows
 
 
 @strict_keywords
@@ -75,7 +76,7 @@ def run(
             step = _checked(solver.step(model, rows.x, now, next, carry, source), rows.x, solver)
             accept, after, beyond, state = controller.update(model.process, state, rows.x, now, next, step)
             rows.take(step, next, accept)
-            carry = _keep(accept, step.carry, carry)
+            carry = keep(accept, step.carry, carry)
             now, next = after, beyond
             bar(solver.evals)
             if observe is not None and _observed(observe, rows, steps):
@@ -121,12 +122,9 @@ class _Rows:
     def take(self, step: Step, next: Level, accept: bool | Tensor) -> None:
         """Move the rows whose step is accepted and finite; freeze for good those that are not finite."""
         self.tried = self.tried + self.alive
-        # the largest magnitude is NaN or Inf just where a value is, and cannot overflow
-        flat = step.x.detach().flatten(1)
-        size = flat.abs().amax(1) if flat.shape[1] else None
-        self.alive = self.alive if size is None else self.alive & size.isfinite()
+        self.alive = self.alive & finite_rows(step.x)
         moved = self.alive if accept is True else self.alive & accept
-        self.x = _keep(moved, step.x, self.x)
+        self.x = keep(moved, step.x, self.x)
         self.t = torch.where(moved, next.t, self.t)
         self.accepted = self.accepted + moved
         self.level = next
@@ -141,14 +139,14 @@ class _Rows:
         return Solution(self.x, level, nfe, self.accepted, rejected, status, self.path)
 
 
-def _keep(accept: bool | Tensor, new: Any, old: Any) -> Any:
+def keep(accept: bool | Tensor, new: Any, old: Any) -> Any:
     """`new` in the rows where `accept` `[B]`, `old` in the others, leaf by leaf."""
     if isinstance(accept, bool):
         return new if accept else old
     if isinstance(new, Tensor):
         return torch.where(accept.reshape(-1, *(1,) * (new.ndim - 1)), new, old) if new.ndim else new
     if isinstance(new, tuple):
-        leaves = [_keep(accept, n, o) for n, o in zip(new, old)]
+        leaves = [keep(accept, n, o) for n, o in zip(new, old)]
         return type(new)(*leaves) if hasattr(new, "_fields") else tuple(leaves)
     return new
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,20 @@ def widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def finite_rows(x: Tensor) -> Tensor:
+    """Which rows of x `[B, *S]` are finite, `[B]` bool: the largest magnitude is NaN or Inf just where a value is."""
+    flat = x.detach().flatten(1)
+    return flat.abs().amax(1).isfinite() if flat.shape[1] else x.new_ones(x.shape[0], dtype=torch.bool)
+
+
+def expect_like(value: object, x: Tensor, what: str) -> Tensor:
+    """The value, or InvalidArgumentError (`what` + ' like x, ...') unless it is a tensor of x's shape and dtype."""
+    if isinstance(value, Tensor) and value.shape == x.shape and value.dtype == x.dtype:
+        return value
+    got = f"{list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)
+    raise InvalidArgumentError(f"{what} like x, {list(x.shape)} of {x.dtype}; got {got}")
+
+
 def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
     """`sum w v` over `(w, v)`, w `[]` or `[B]` and v `[B, *S]`, in working precision."""
     weight, value = terms[0]
@@ -30,8 +46,8 @@ def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
     return total
 
 
-def as_time(t: Tensor | float) -> Tensor:
-    """A time as a float64 tensor."""
+def as_time(t: Tensor | float | Sequence[float]) -> Tensor:
+    """A time, or several, as a float64 tensor."""
     return torch.as_tensor(t, dtype=torch.float64)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.demo.digits import Digits
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, hint
 from sdegen.methods import ddim, default, dpmpp, euler_maruyama, pc, unipc
 from sdegen.model import ScoreModel
 from sdegen.processes import VP
@@ -89,9 +88,7 @@ def check(methods: Sequence[str], budgets: Sequence[int], samples: int) -> None:
         raise InvalidArgumentError(f"samples must be at least 2, got {samples}")
     for name in methods:
         if name not in METHODS:
-            close = difflib.get_close_matches(name, METHODS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(METHODS)}"
-            raise InvalidArgumentError(f"unknown method {name!r}: {hint}")
+            raise InvalidArgumentError(f"unknown method {name!r}: {hint(name, list(METHODS), 'there are')}")
         least = METHODS[name].solver.evals + 1
         if min(budgets) < least:
             raise InvalidArgumentError(

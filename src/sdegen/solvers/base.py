@@ -14,7 +14,7 @@ from sdegen.grids import Grid, natural
 from sdegen.noise import NoiseSource
 from sdegen.process import Process
 from sdegen.sde import Level, Model, ReverseSDE
-from sdegen.tensors import widen
+from sdegen.tensors import expect_like, widen
 
 Carry = Any
 Reverse = Model | ReverseSDE
@@ -40,13 +40,7 @@ def draw(noise: NoiseSource | None, x: Tensor, now: Level, next: Level, tag: int
     """Normals like x from the source, checked; in working precision. Raises InvalidArgumentError without a source."""
     if noise is None:
         raise InvalidArgumentError("this solver draws noise: give a noise source, sd.White(sd.noise.seeds(0, B))")
-    z: object = noise(x, now, next, tag)
-    if not isinstance(z, Tensor) or z.shape != x.shape or z.dtype != x.dtype:
-        got = f"{list(z.shape)} of {z.dtype}" if isinstance(z, Tensor) else repr(z)
-        raise InvalidArgumentError(
-            f"the noise source must return normals like x, {list(x.shape)} of {x.dtype}; got {got}"
-        )
-    return widen(z)
+    return widen(expect_like(noise(x, now, next, tag), x, "the noise source must return normals"))
 
 
 class Step(NamedTuple):

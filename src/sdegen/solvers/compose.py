@@ -103,7 +103,7 @@ class _Branch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PC:
+class PC(OneStep):
     """Predictor, then corrector at the level reached, on every step (Song et al. 2021, alg. 1).
 
     Any one-step solver predicts, and what has `corrects` true corrects. Memory is refused: the corrector moves x, and
@@ -135,11 +135,6 @@ class PC:
     def stochastic(self) -> bool:
         """Whether either part draws noise."""
         return self.predictor.stochastic or self.corrector.stochastic
-
-    @property
-    def memory(self) -> int:
-        """None."""
-        return 0
 
     @property
     def grid(self) -> Grid:

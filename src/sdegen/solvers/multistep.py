@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.frames import DATA, TIME, Eta, Frame, check_frame
+from sdegen.frames import DATA, Eta, Frame, check_frame
 from sdegen.grids import Grid, by_snr
 from sdegen.noise import NoiseSource
 from sdegen.quadrature import FAR, Node, integrate
@@ -19,13 +19,19 @@ from sdegen.solvers.base import Reverse, Step, check_reverse, draw
 from sdegen.tensors import like, widen
 
 
+class Last(NamedTuple):
+    """The last step, for the corrector: where it began, and the noise it added (None without any)."""
+
+    x: Tensor
+    level: Level
+    kick: Tensor | None
+
+
 class History(NamedTuple):
-    """Past nodes, newest first; for the corrector also where the last step began and the noise it added."""
+    """Past nodes, newest first, and with a corrector the last step."""
 
     nodes: tuple[Node, ...]
-    x: Tensor | None
-    level: Level | None
-    kick: Tensor | None
+    last: Last | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Multistep:
         order = self.order + 1 if self.correct else self.order
         if not self.stochastic:
             return order
-        return 1 if isinstance(self.frame, type(TIME)) else min(order, 2)
+        return min(order, self.frame.weak_order)
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> History:
         """A history of nodes so far away that they have no weight."""
@@ -117,9 +123,9 @@ class Multistep:
         # every leaf its own tensor: shared ones would make a compiled step specialise on the sharing
         nodes = tuple(Node(torch.full_like(now.t, FAR * (j + 1)), torch.zeros_like(wide)) for j in range(self.memory))
         if not self.correct:
-            return History(nodes, None, None, None)
-        level = Level(*(v.clone() for v in now))
-        return History(nodes, wide.clone(), level, torch.zeros_like(wide) if self.stochastic else None)
+            return History(nodes, None)
+        kick = torch.zeros_like(wide) if self.stochastic else None
+        return History(nodes, Last(wide.clone(), Level(*(v.clone() for v in now)), kick))
 
     def step(
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: History, noise: NoiseSource | None
@@ -133,17 +139,14 @@ class Multistep:
         frame = self.frame
         eta: Eta = self.eta(now, next) if callable(self.eta) else self.eta
         nodes = (Node(frame.coordinate(now), frame.field(model, x, now, eta)), *carry.nodes)
-        start = x
-        if carry.x is not None and carry.level is not None:
-            start, _ = integrate(frame, eta, carry.x, carry.level, now, nodes)
-            start = start if carry.kick is None else start + carry.kick
+        start, last = x, carry.last
+        if last is not None:
+            start, _ = integrate(frame, eta, last.x, last.level, now, nodes)
+            start = start if last.kick is None else start + last.kick
         out, error = integrate(frame, eta, start, now, next, nodes[: self.order], self.estimate)
         kick = None
         if self.stochastic:
             kick = like(frame.spread(model.process, now, next, eta), out) * draw(noise, x, now, next)
             out = out + kick
-        if self.correct:
-            carry = History(nodes[: self.memory], start, now, kick)
-        else:
-            carry = History(nodes[: self.memory], None, None, None)
+        carry = History(nodes[: self.memory], Last(start, now, kick) if self.correct else None)
         return Step(out.to(x.dtype), carry, error)

@@ -46,8 +46,7 @@ class RungeKutta(OneStep):
     """An explicit Runge-Kutta method on `dY/dtau = rate Y + N` of a frame, one evaluation per stage.
 
     Deterministic, of the tableau's order; in frame TIME it also runs on a general `sde.probability_flow(score)`.
-    Point-mass data are exact in SIGMA. Raises InvalidArgumentError for a `ReverseSDE` with
-    eta > 0.
+    Point-mass data are exact in SIGMA. Raises InvalidArgumentError for a `ReverseSDE` with eta > 0.
     """
 
     tableau: Tableau = HEUN
@@ -83,8 +82,9 @@ class RungeKutta(OneStep):
         first, zero = 1 / frame.scale(now), torch.zeros_like(h)
         slopes: list[Tensor] = []
         for row in self.tableau.a:
-            level = self._stage(model, now, next, start + sum(row) * h, sum(row))
-            terms = [(zero + weight * h, k) for weight, k in zip(row, slopes) if weight]
+            c = sum(row)
+            level = self._stage(model, now, next, start + c * h, c)
+            terms = [(weight * h, k) for weight, k in zip(row, slopes) if weight]
             y = combine((first, x), *terms)
             at = x if not slopes else combine((frame.scale(level), y)).to(x.dtype)
             n = frame.field(model, at, level, 0.0)
