@@ -18,7 +18,7 @@ every frame but TIME (there it is Euler-Maruyama's `eta g sqrt(dt)`). docs/mathe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -46,6 +46,8 @@ class Frame:
     variable: Callable[[Tensor], Tensor] | None = None
     weak_order: ClassVar[int] = 2
     """The weak order that one normal per step allows with the frame's `spread`."""
+    exact: ClassVar[tuple[str, ...]] = ()
+    """Data on which N is constant along the probability flow: 'point', or 'gaussian' for `N(0, sigma_data^2)`."""
 
     def __call__(self, **options: Any) -> Self:
         return replace(self, **options)
@@ -100,7 +102,9 @@ class Frame:
         return model(x, level, self.want(_linear(model.process, self), level, eta))
 
     def __repr__(self) -> str:
-        return type(self).__name__.strip("_").upper()
+        chosen = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        options = ", ".join(f"{name}={getattr(value, '__name__', repr(value))}" for name, value in chosen)
+        return type(self).__name__.strip("_").upper() + (f"({options})" if options else "")
 
 
 def check_frame(frame: object) -> None:
@@ -137,6 +141,8 @@ class _Lam(Frame):
 
 @dataclass(frozen=True, repr=False)
 class _Data(_Lam):
+    exact = ("point",)
+
     def rate(self, eta: Eta) -> Eta:
         return -(1 + eta * eta)
 
@@ -153,6 +159,8 @@ class _Data(_Lam):
 
 @dataclass(frozen=True, repr=False)
 class _Noise(_Lam):
+    exact = ("point",)
+
     def rate(self, eta: Eta) -> Eta:
         return 1.0
 
@@ -169,6 +177,8 @@ class _Noise(_Lam):
 
 @dataclass(frozen=True, repr=False)
 class _Sigma(Frame):
+    exact = ("point",)
+
     def scale(self, level: Level) -> Tensor:
         return level.alpha
 
@@ -194,6 +204,7 @@ class _Sigma(Frame):
 
 @dataclass(frozen=True, repr=False)
 class _Angle(Frame):
+    exact = ("gaussian",)
     sigma_data: float = 1.0
 
     def __post_init__(self) -> None:
@@ -225,12 +236,11 @@ class _Angle(Frame):
         share = (next.sigma / self.scale(next)) ** 2
         return self.scale(next) * eta * torch.sqrt(torch.log1p(share * _half_variance(now, next)))
 
-    def __repr__(self) -> str:
-        return "ANGLE" if self.sigma_data == 1.0 else f"ANGLE(sigma_data={self.sigma_data:g})"
-
 
 @dataclass(frozen=True, repr=False)
 class _Flow(Frame):
+    exact = ("point",)
+
     def scale(self, level: Level) -> Tensor:
         return level.alpha + level.sigma
 

@@ -352,6 +352,9 @@ class MixtureScore(ScoreModel):
         """The exact prediction `want` `[B, *S]` (a name, or a pair `(p, q)`) at x `[B, *S]`, level `[]` or `[B]`."""
         return self.mixture.predict(x, level, *plane(self.process, level, want))
 
+    def __repr__(self) -> str:
+        return f"{self.mixture!r}.score({self.process})"
+
 
 def _score_net(process: Process, mixture: GaussianMixture, x: Tensor, time: Tensor) -> Tensor:
     level = process.level(time)

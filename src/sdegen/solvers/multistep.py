@@ -116,6 +116,12 @@ class Multistep:
             return order
         return min(order, self.frame.weak_order)
 
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """Data on which one step is exact: those of the frame, and in DATA a point for every eta."""
+        frozen = not self.stochastic or self.frame == DATA(variable=self.frame.variable)
+        return self.frame.exact if frozen else ()
+
     def init(self, model: Reverse, x: Tensor, now: Level) -> History:
         """A history of nodes so far away that they have no weight."""
         check_reverse(self, model, self.eta)

@@ -68,6 +68,11 @@ class RungeKutta(OneStep):
         """The tableau's order."""
         return self.tableau.order
 
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """Data on which one step is exact: those of the frame, where it has no linear part to integrate."""
+        return self.frame.exact if self.frame.rate(0.0) == 0.0 else ()
+
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
         """An empty carry."""
         check_reverse(self, model, 0.0)
