@@ -168,6 +168,10 @@ class _FunctionSDE(SDE):
     def prior(self, seeds: Tensor, shape: Sequence[int]) -> Tensor:
         return self.draw(seeds, shape) if self.draw else super().prior(seeds, shape)
 
+    def __repr__(self) -> str:
+        names = ", ".join(getattr(f, "__name__", repr(f)) for f in (self.f, self.g))
+        return f"SDE.from_functions({names}, t_min={self.t_min:g}, t_max={self.t_max:g})"
+
 
 @dataclass(frozen=True)
 class ReverseSDE:

@@ -144,7 +144,8 @@ class Multistep:
             )
         frame = self.frame
         eta: Eta = self.eta(now, next) if callable(self.eta) else self.eta
-        nodes = (Node(frame.coordinate(now), frame.field(model, x, now, eta)), *carry.nodes)
+        # a tensor of its own, as in init: in TIME the coordinate is the level's t, which the carry holds too
+        nodes = (Node(frame.coordinate(now).clone(), frame.field(model, x, now, eta)), *carry.nodes)
         start, last = x, carry.last
         if last is not None:
             start, _ = integrate(frame, eta, last.x, last.level, now, nodes)
