@@ -1,9 +1,6 @@
-"""Exact problems for the suite: Gaussian and mixture data, exact laws without sampling, slopes."""
+"""Exact problems for the suite: Gaussian and mixture data, laws per coordinate."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -56,11 +53,6 @@ def lam_grid(process: sd.Process, lams: Tensor) -> Tensor:
     return process.at(lams).t
 
 
-def slope(errors: Sequence[float], ratio: float = 2.0) -> float:
-    """The order seen between the last two errors of a sequence in which the step shrinks by `ratio`."""
-    return math.log(errors[-2] / errors[-1]) / math.log(ratio)
-
-
 class UnitResponse:
     """A noise source that gives draw k to row k + 2 alone, as ones: row 0 gets no noise, row 1 another start."""
 
@@ -88,18 +80,3 @@ def exact_law(
     noise = UnitResponse() if solver.stochastic else None
     out = sd.solve(model or gaussian(process), x, times, solver, noise=noise).x
     return out[0], ((out[1:] - out[0]) ** 2).sum(0)
-
-
-def law_error(process: sd.Process, solver: sd.Solver, times: Tensor, draws: int = 1) -> float:
-    """Distance of that law to the exact one: mean in standard deviations and relative variance, as one vector."""
-    mean, variance = exact_law(process, solver, times, draws)
-    end = process.level(times[-1])
-    exact = end.alpha**2 * WIDTHS**2 + end.sigma**2
-    return float(torch.cat([(mean - end.alpha * MEANS) / exact.sqrt(), variance / exact - 1]).norm())
-
-
-def law_errors(
-    process: sd.Process, solver: sd.Solver, grid: Callable[[sd.Process, int], Tensor], ns: Sequence[int], draws: int = 1
-) -> list[float]:
-    """`law_error` at several step counts."""
-    return [law_error(process, solver, grid(process, n), draws) for n in ns]

@@ -6,9 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from problems import F64, MEANS, PROCESSES, WIDTHS, gaussian, mixture
+from problems import F64, PROCESSES, gaussian, mixture
 
 import sdegen as sd
 
@@ -17,78 +15,6 @@ processes = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES
 
 def spread(process: sd.SDE, n: int = 41) -> torch.Tensor:
     return torch.linspace(process.t_min, process.t_max, n, dtype=F64)
-
-
-def eps_of(process: sd.Process, t: torch.Tensor) -> torch.Tensor:
-    """How far lam moves when t and the values of alpha and sigma move by their rounding: the condition of the map."""
-    eps = torch.finfo(F64).eps
-    level, (d_alpha, d_sigma) = process.level(t), process.rates(t)
-    lam_rate = (d_sigma / level.sigma - d_alpha / level.alpha).abs()
-    return eps * (1 + lam_rate * (t.abs() + process.t_min))
-
-
-@processes
-def test_lam_falls_and_time_inverts_it(process):
-    t = spread(process)
-    level = process.level(t)
-    assert (level.lam.diff() < 0).all()
-    back = process.at(level.lam)
-    assert ((back.lam - level.lam).abs() <= 64 * eps_of(process, t)).all()
-
-
-@processes
-def test_bisection_agrees_with_the_closed_form(process):
-    lam = process.level(spread(process)[1:-1]).lam
-    by_halving = sd.Process.time(process, lam)
-    torch.testing.assert_close(process.time(lam), by_halving, rtol=1e-12, atol=1e-14)
-
-
-@processes
-def test_rates_are_derivatives(process):
-    t = spread(process)[1:-1] + 1e-4 * (process.t_max - process.t_min)  # between DiscreteVP's knots
-    for closed, automatic in zip(process.rates(t), sd.Process.rates(process, t)):
-        torch.testing.assert_close(closed, automatic, rtol=1e-10, atol=1e-12)
-
-
-@processes
-def test_drift_and_diffusion_carry_the_moments(process):
-    """`d alpha = f alpha dt` and `d sigma^2 = (2 f sigma^2 + g^2) dt`, by central differences of order h^2."""
-    span = process.t_max - process.t_min
-    h = 1e-6 * span
-    # off DiscreteVP's knots, where its rates jump
-    t = spread(process)[4:-4] * (1 - 1e-4) + 0.37e-3 * span
-    before, after, here = process.level(t - h), process.level(t + h), process.level(t)
-    x = torch.ones(len(t), 1, dtype=F64)
-    f = process.drift(x, t)[:, 0]
-    g = process.diffusion(x, t)
-    torch.testing.assert_close((after.alpha - before.alpha) / (2 * h), f * here.alpha, rtol=1e-4, atol=1e-7 / span)
-    variance_rate = (after.sigma**2 - before.sigma**2) / (2 * h)
-    torch.testing.assert_close(variance_rate, 2 * f * here.sigma**2 + g**2, rtol=1e-4, atol=1e-7 / span)
-
-
-@processes
-@given(u=st.lists(st.floats(0, 1), min_size=3, max_size=3))
-@settings(max_examples=50)
-def test_transitions_form_a_semigroup(process, u):
-    r, s, t = (process.level(process.t_min + v * (process.t_max - process.t_min)) for v in sorted(u))
-    a1, s1 = process.transition(r, s)
-    a2, s2 = process.transition(s, t)
-    a, std = process.transition(r, t)
-    torch.testing.assert_close(a2 * a1, a, rtol=1e-12, atol=0.0)
-    # variances of size eps sigma_t^2 are rounding
-    torch.testing.assert_close(
-        s2**2 + (a2 * s1) ** 2, std**2, rtol=1e-9, atol=float(1e-13 * (t.sigma**2 + (a2 * s.sigma) ** 2))
-    )
-
-
-@processes
-def test_transition_from_data_is_perturb(process):
-    now, next = process.level(process.t_min), process.level(process.t_max)
-    a, s = process.transition(now, next)
-    assert math.isclose(float(a * now.alpha), float(next.alpha), rel_tol=1e-12)
-    assert math.isclose(float((a * now.sigma) ** 2 + s**2), float(next.sigma**2), rel_tol=1e-12)
-    data, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
-    torch.testing.assert_close(process.perturb(data, next, noise), next.alpha * data + next.sigma * noise)
 
 
 def test_transition_backwards_is_an_error():
@@ -182,30 +108,6 @@ def test_functions_that_are_no_process_are_refused(alpha, sigma, message):
 def test_impossible_settings_are_errors(make):
     with pytest.raises(sd.SdegenError):
         make()
-
-
-@processes
-def test_forward_simulation_has_the_marginal_law(process):
-    """The exact transitions, composed: unit responses give mean and variance without sampling."""
-    times = spread(process, 9)
-
-    class Unit:
-        k = 0
-
-        def __call__(self, x, now, next, tag=0):
-            z = torch.zeros_like(x)
-            self.k += 1
-            z[self.k] = 1.0
-            return z
-
-    path = process.forward(torch.ones(10, 1, dtype=F64), times, noise=Unit())
-    start, end = process.level(times[0]), process.level(times[-1])
-    mean = path[-1, 0, 0]
-    torch.testing.assert_close(mean, end.alpha / start.alpha, rtol=1e-12, atol=0.0)
-    variance = ((path[-1, 1:, 0] - mean) ** 2).sum()
-    torch.testing.assert_close(
-        variance + (end.alpha / start.alpha * start.sigma) ** 2, end.sigma**2, rtol=1e-10, atol=0.0
-    )
 
 
 def test_forward_is_per_sample_and_needs_increasing_times():
@@ -303,25 +205,6 @@ def test_reverse_family_keeps_a_stationary_law_when_g_depends_on_x():
     torch.testing.assert_close(-reverse.drift(x, torch.tensor(0.5)), drift(x, None))
     flow = sde.probability_flow(lambda x, t: -x)
     torch.testing.assert_close(flow.drift(x, torch.tensor(0.5)), torch.zeros_like(x), rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0, 1.7])
-@processes
-def test_every_eta_has_the_forward_marginals(process, eta):
-    """The Fokker-Planck moments of the reverse family on Gaussian data equal the forward ones (per coordinate)."""
-    t = torch.tensor(0.6 * process.t_min + 0.4 * process.t_max, dtype=F64)
-    reverse = process.reverse(gaussian(process), eta)
-    level = process.level(t)
-    mean, variance = level.alpha * MEANS, level.alpha**2 * WIDTHS**2 + level.sigma**2
-    base = reverse.drift(mean[None], t)[0]
-    slope = reverse.drift((mean + 1)[None], t)[0] - base
-    d_alpha, d_sigma = process.rates(t)
-    # downwards in time the diffusion adds variance: d var/dt = 2 slope var - eta^2 g^2
-    torch.testing.assert_close(base, d_alpha * MEANS, rtol=1e-9, atol=1e-9)
-    g2 = process.diffusion(mean[None], t) ** 2
-    rate = 2 * slope * variance - eta**2 * g2
-    expected = 2 * (level.alpha * d_alpha * WIDTHS**2 + level.sigma * d_sigma)
-    torch.testing.assert_close(rate, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_reverse_sde_runs_in_torchsde_and_torchdiffeq():

@@ -9,7 +9,6 @@ import threading
 import pytest
 import torch
 from problems import F64, mixture
-from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 
 import sdegen as sd
@@ -118,39 +117,6 @@ def test_exactly_n_steps_and_never_outside_the_span(solver):
 
 
 @solvers
-def test_a_row_does_not_depend_on_its_batch(solver):
-    """Bit for bit: alone, reordered, and beside a wild partner."""
-    x, seeds = start(6), sd.noise.seeds(9, 6)
-    whole = run(solver, x=x, noise=sd.White(seeds)).x
-    order = torch.tensor([4, 0, 5, 2])
-    assert torch.equal(run(solver, x=x[order], noise=sd.White(seeds[order])).x, whole[order])
-    assert torch.equal(run(solver, x=x[3:4], noise=sd.White(seeds[3:4])).x, whole[3:4])
-    wild = x.clone()
-    wild[1] *= 1e6
-    kept = [0, 2, 3, 4, 5]
-    assert torch.equal(run(solver, x=wild, noise=sd.White(seeds)).x[kept], whole[kept])
-
-
-@solvers
-def test_layout_does_not_matter_and_the_start_is_not_touched(solver):
-    x = start()
-    before = x.clone()
-    whole = run(solver, x=x).x
-    strided = torch.empty(2, 5, dtype=F64).t()
-    strided.copy_(x)
-    wide = torch.zeros(5, 6, dtype=F64)[:, ::3]
-    wide.copy_(x)
-    for other in (strided, wide):
-        assert not other.is_contiguous()
-        assert torch.equal(run(solver, x=other).x, whole)
-    assert torch.equal(x, before)
-    same = x[:1].expand(5, 2)
-    assert torch.equal(
-        run(solver, x=same, noise=sd.White(sd.noise.seeds(3, 1).expand(5))).x.std(0), torch.zeros(2, dtype=F64)
-    )
-
-
-@solvers
 def test_solvers_are_immutable_repeatable_and_thread_safe(solver):
     first = run(solver).x
     assert torch.equal(run(solver).x, first)
@@ -168,48 +134,6 @@ def test_solvers_are_immutable_repeatable_and_thread_safe(solver):
     assert all(torch.equal(r, first) for r in results)
 
 
-@pytest.mark.parametrize("name", ["euler_maruyama", "ddim(0.5)", "pc", "heun", "unipc(4)", "default"])
-def test_solvers_pickle(name):
-    assert pickle.loads(pickle.dumps(SOLVERS[name])) == SOLVERS[name]
-
-
-@solvers
-def test_no_host_sync_on_a_fixed_grid(solver):
-    """Under FakeTensorMode any read of a value raises: a whole solve has none."""
-    control = sd.Fixed(sd.grids.by_snr(VP, 4))
-    model = mixture(VP)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        x = mode.from_tensor(start())
-        seeds = mode.from_tensor(sd.noise.seeds(0, 5))
-        out = sd.solve(model, x, control, solver, noise=sd.White(seeds)).x
-        with pytest.raises(RuntimeError):
-            float(out[0, 0])
-    assert out.shape == (5, 2)
-
-
-@solvers
-def test_a_step_is_one_graph(solver):
-    """fullgraph, without recompiling from step to step, the same numbers up to fused rounding."""
-    torch._dynamo.reset()
-    weight = torch.randn(2, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
-    model = sd.ScoreModel(VP, lambda x, t: torch.tanh((x[:, None] * weight).sum(-1)) + t[:, None], "noise")
-    level = VP.level(sd.grids.by_snr(VP, 4))
-    levels = [sd.Level(*p) for p in zip(*(part.unbind() for part in level))]
-    noise, counter = white(), CompileCounter()
-    step = torch.compile(
-        lambda x, carry, a, b: solver.step(model, x, a, b, carry, noise), fullgraph=True, backend=counter
-    )
-    x = y = start()
-    carry = mine = solver.init(model, x, levels[0])
-    for now, next in zip(levels, levels[1:]):
-        out = step(x, carry, now, next)
-        x, carry = out.x, out.carry
-        own = solver.step(model, y, now, next, mine, noise)
-        y, mine = own.x, own.carry
-    assert counter.frame_count == 1
-    torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.slow
 @solvers
 def test_inductor_gives_the_same_numbers(solver):
@@ -221,25 +145,6 @@ def test_inductor_gives_the_same_numbers(solver):
     carry = solver.init(model, x, now)
     step = torch.compile(lambda x, carry: solver.step(model, x, now, next, carry, noise).x, fullgraph=True)
     torch.testing.assert_close(step(x, carry), solver.step(model, x, now, next, carry, noise).x, rtol=1e-12, atol=1e-12)
-
-
-@solvers
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_states_of_every_dtype(solver, dtype):
-    """The state keeps its dtype, whatever the default is, and stays near the float64 result."""
-    exact = run(solver, steps=12).x
-    model = mixture(VP)
-    net = sd.ScoreModel(VP, lambda x, t: model(x.double(), VP.level(t.double()), "noise").to(x.dtype), "noise")
-    out = run(solver, net, start(dtype=dtype), steps=12).x
-    assert out.dtype == dtype
-    # each of the steps rounds x, of size about 1, once, and the flow contracts most of it: a few eps in the mean
-    eps = torch.finfo(dtype).eps
-    assert float((out.double() - exact).abs().mean()) <= 8 * eps
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert torch.equal(run(solver, net, start(dtype=dtype), steps=12).x, out)
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def test_float32_weights_keep_float64_levels():
@@ -416,24 +321,6 @@ def test_a_solver_of_one_s_own():
     torch.testing.assert_close(run(Heun()).x, run(sd.heun()).x, rtol=1e-12, atol=1e-12)
 
 
-def test_global_generators_are_neither_read_nor_moved():
-    import random
-
-    import numpy as np
-
-    def states():
-        return torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-
-    before = states()
-    first = run(sd.pc()).x
-    after = states()
-    assert torch.equal(before[0], after[0])
-    assert (before[1] == after[1]).all()
-    assert before[2] == after[2]
-    torch.manual_seed(123)
-    assert torch.equal(run(sd.pc()).x, first)
-
-
 @solvers
 @pytest.mark.parametrize("kind", ["network", "mixture"])
 def test_the_state_may_live_on_another_device_than_the_levels(solver, kind):
@@ -443,25 +330,6 @@ def test_the_state_may_live_on_another_device_than_the_levels(solver, kind):
     model = net if kind == "network" else mixture(VP)
     solution = run(solver, model, x, noise=sd.White(seeds))
     assert {part.device.type for part in (solution.x, solution.level.t, solution.nfe, solution.status)} == {"meta"}
-
-
-@solvers
-def test_vmap_is_the_loop_and_jacobians_are_right(solver):
-    """torch.func: a batch of starts at once, and derivatives by central differences of step 1e-5."""
-    starts, noise = torch.stack([start(2), start(2).flip(0)]), white(2)
-
-    def final(x):
-        return sd.solve(mixture(VP), x, control, solver, noise=noise).x
-
-    control = sd.Fixed(sd.grids.by_snr(VP, 4))
-    both = torch.func.vmap(final)(starts)
-    torch.testing.assert_close(both, torch.stack([final(x) for x in starts]), rtol=1e-9, atol=1e-9)
-    jacobian = torch.func.jacrev(final)(starts[0])
-    step = torch.zeros_like(starts[0])
-    step[1, 0] = 1e-5
-    difference = (final(starts[0] + step) - final(starts[0] - step)) / 2e-5
-    torch.testing.assert_close(jacobian[:, :, 1, 0], difference, rtol=1e-4, atol=1e-5)
-    assert jacobian.abs().max() > 0
 
 
 def test_noise_sources_and_steps_are_checked():
@@ -545,19 +413,6 @@ def test_gradients_by_finite_differences(kind, solver):
         return out + 0 * scale
 
     assert torch.autograd.gradcheck(final, (scale, start(2).requires_grad_()))
-
-
-@solvers
-def test_levels_of_a_batch_are_those_of_its_rows(solver):
-    """A step with per-sample levels `[B]` is the steps of its rows, to rounding."""
-    now, next = VP.level(torch.tensor([0.9, 0.7, 0.5], dtype=F64)), VP.level(torch.tensor([0.8, 0.5, 0.4], dtype=F64))
-    x, model, seeds = start(3), mixture(VP), sd.noise.seeds(9, 3)
-    whole = solver.step(model, x, now, next, solver.init(model, x, now), sd.White(seeds)).x
-    for i in range(3):
-        a, b = (sd.Level(*(part[i] for part in level)) for level in (now, next))
-        row = x[i : i + 1]
-        alone = solver.step(model, row, a, b, solver.init(model, row, a), sd.White(seeds[i : i + 1])).x
-        torch.testing.assert_close(whole[i : i + 1], alone, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

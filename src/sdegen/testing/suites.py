@@ -1,0 +1,64 @@
+"""All suites of properties, and their properties as test cases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from sdegen.errors import InvalidTypeError
+from sdegen.process import Process
+from sdegen.sde import SDE
+from sdegen.testing import score_theorems  # noqa: F401 - it adds properties
+from sdegen.testing.noise_checks import NOISE, noise_cases
+from sdegen.testing.process_checks import PROCESS, process_cases
+from sdegen.testing.report import Check, Suite
+from sdegen.testing.score_checks import SCORE, score_cases
+from sdegen.testing.sde_checks import SDES, sde_cases
+from sdegen.testing.solver_checks import solver_cases
+from sdegen.testing.solver_subject import SOLVER
+
+SUITES: dict[str, Suite] = {"solver": SOLVER, "process": PROCESS, "score": SCORE, "noise": NOISE, "sde": SDES}
+"""The properties by kind of object; print one to read its statements."""
+
+
+def checks(subject: Any, **options: Any) -> list[Check]:
+    """The properties that apply to a solver, process, SDE, score model or noise source, as one callable each.
+
+    options: those of the object's `check_...`, except for `fail_fast` and `raise_on_fail`: calling a check raises
+    `PropertyError` if its property fails. Raises InvalidTypeError on what is none of these.
+    """
+    found: list[Check]
+    if isinstance(subject, Process):
+        found = process_cases(subject, **options)
+    elif isinstance(subject, SDE):
+        found = sde_cases(subject, **options)
+    elif hasattr(subject, "step") and hasattr(subject, "init"):
+        found = solver_cases(subject, **options)
+    elif callable(subject) and isinstance(getattr(subject, "process", None), Process):
+        found = score_cases(subject, **options)
+    elif callable(subject):
+        found = noise_cases(subject, **options)
+    else:
+        raise InvalidTypeError(
+            f"there are checks for solvers, processes, SDEs, score models and makers of noise sources; got {subject!r}"
+        )
+    return [check for check in found if check.applies()]
+
+
+def parametrize_with_checks(subjects: Iterable[Any], **options: Any) -> Any:
+    """A pytest decorator: one test for each property of each subject, `def test(check): check()`.
+
+    subjects: objects, or pairs `(object, options)` with options of its own, such as `{"order": 2}`. Those given by name
+    are for all. Needs pytest.
+    """
+    import pytest
+
+    cases = []
+    for entry in subjects:
+        subject, own = entry if isinstance(entry, tuple) else (entry, {})
+        for check in checks(subject, **{**options, **own}):
+            # an address in a name differs from worker to worker
+            name = re.sub(r" at 0x[0-9a-f]+", "", check.title)
+            cases.append(pytest.param(check, id=f"{name}-{check.prop.name}"))
+    return pytest.mark.parametrize("check", cases)

@@ -1,0 +1,27 @@
+"""The checks catch what they are for: planted faults, each by the property that is expected to, and no false alarm."""
+
+from __future__ import annotations
+
+import pytest
+from mutation.catalogue import SURVIVORS, all_mutants, controls
+
+MUTANTS = all_mutants()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_planted_faults_are_caught(mutant):
+    if mutant.name in SURVIVORS:
+        pytest.skip(SURVIVORS[mutant.name])
+    assert not mutant.check(only=[mutant.caught_by], raise_on_fail=False).ok
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("control", controls(), ids=lambda m: m.name)
+def test_the_same_objects_without_a_fault_pass(control):
+    control.check()
+
+
+def test_sixty_faults_and_more_are_planted():
+    assert len(MUTANTS) >= 60
+    assert len({m.name for m in MUTANTS}) == len(MUTANTS)
+    assert len(SURVIVORS) <= 3
