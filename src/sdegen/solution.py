@@ -67,9 +67,11 @@ class Solution(NamedTuple):
     @staticmethod
     def join(parts: list[Solution]) -> Solution:
         """Several solutions as one, without their paths."""
-        level = Level(*(torch.cat(v) for v in zip(*(part.level for part in parts))))
-        nfe, accepted, rejected, status = (torch.cat(v) for v in zip(*(part[2:6] for part in parts)))
-        return Solution(torch.cat([p.x for p in parts]), level, nfe, accepted, rejected, status, [])
+        # autocast looks at what cat is given, and knows no float16 on a CPU
+        with torch.autocast(parts[0].x.device.type, enabled=False):
+            level = Level(*(torch.cat(v) for v in zip(*(part.level for part in parts))))
+            nfe, accepted, rejected, status = (torch.cat(v) for v in zip(*(part[2:6] for part in parts)))
+            return Solution(torch.cat([p.x for p in parts]), level, nfe, accepted, rejected, status, [])
 
     @property
     def ok(self) -> Tensor:
