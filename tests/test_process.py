@@ -9,6 +9,7 @@ import torch
 from problems import F64, PROCESSES, gaussian, mixture
 
 import sdegen as sd
+from sdegen.testing import check_process
 
 processes = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 
@@ -242,3 +243,12 @@ def test_reverse_sde_runs_in_torchsde_and_torchdiffeq():
     ours = sd.solve(reverse, x, sd.grids.by_time(vp, 50), sd.euler_maruyama(), noise=Path()).x
     # their times are sums of dt, off by 1e-16: increments of the path over such gaps are 1e-8
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("process", [sd.Flow(t_min=1e-12), sd.VP(t_min=1e-8), sd.EDM(sigma_min=1e-9)], ids=repr)
+def test_tiny_noise_keeps_its_digits(process):
+    """Where exp(-2 lam) is below 1e-9 its share must not be dropped: log-SNRs up to 27."""
+    check_process(process, only=["inverse", "falling", "derivatives"])
+    lams = torch.tensor([9.99, 10.01, 19.9, 20.1], dtype=F64)
+    lams = lams[lams < process.level(process.t_min).lam]
+    torch.testing.assert_close(process.at(lams).lam, lams, rtol=1e-13, atol=0)

@@ -27,6 +27,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.process import Process
 from sdegen.sde import SDE, Level, Model, ReverseSDE
+from sdegen.tensors import softplus
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -248,10 +249,10 @@ class _Flow(Frame):
         return level.sigma / (level.alpha + level.sigma)
 
     def tau(self, lam: Tensor) -> Tensor:
-        return torch.exp(-torch.nn.functional.softplus(lam))
+        return torch.exp(-softplus(lam))
 
     def pace(self, lam: Tensor) -> Tensor:
-        return -torch.exp(-torch.nn.functional.softplus(lam) - torch.nn.functional.softplus(-lam))
+        return -torch.exp(-softplus(lam) - softplus(-lam))
 
     def lam(self, tau: Tensor) -> Tensor:
         return torch.log1p(-tau) - torch.log(tau)

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from sdegen.errors import InvalidArgumentError
 from sdegen.process import Process
-from sdegen.tensors import as_time
+from sdegen.tensors import as_time, softplus
 
 
 def _check_range(name: str, low: float, high: float, top: float = math.inf) -> None:
