@@ -14,7 +14,16 @@ import pytest
 import torch
 
 import sdegen as sd
-from sdegen.testing import FAULTS, PROBLEMS, assert_bit_identical, assert_no_global_rng, exact_law, faults, shipped
+from sdegen.testing import (
+    FAULTS,
+    PROBLEMS,
+    assert_bit_identical,
+    assert_no_global_rng,
+    catalogue,
+    exact_law,
+    faults,
+    shipped,
+)
 from sdegen.testing.faults import InjectedError
 from sdegen.testing.problems import by_lam
 
@@ -98,7 +107,7 @@ def test_the_battery_knows_every_fault():
 def test_one_bad_value_ends_one_row(entry, solver, kind):
     """Rows 1, 37, 55: an error that names the row and holds all others, which have the bits of a run without it."""
     good = entry(exact, solver)
-    coupled = shipped.couples_batch(solver)
+    coupled = catalogue.couples(solver)
     with pytest.raises(sd.SolveError, match=r"samples became NaN or Inf") as info:
         entry(faults(exact, kind, sample=2, call=2), solver)
     partial = info.value.partial
@@ -112,7 +121,7 @@ def test_one_bad_value_ends_one_row(entry, solver, kind):
 @pytest.mark.parametrize("kind", SILENT)
 @runs
 def test_wrong_values_touch_their_own_row_alone(entry, solver, kind):
-    if shipped.couples_batch(solver):
+    if catalogue.couples(solver):
         pytest.skip("its step size is shared by the batch, which its name says")
     good = entry(exact, solver)
     net = faults(exact, kind, sample=2, call=2)
@@ -370,7 +379,7 @@ def test_nothing_is_clipped():
 
 
 @pytest.mark.parametrize("entry", [by_solve, by_sample])
-@pytest.mark.parametrize("solver", [s for s in SOLVERS if s.stochastic and not shipped.couples_batch(s)], ids=repr)
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if s.stochastic and not catalogue.couples(s)], ids=repr)
 def test_blow_ups_end_with_their_status(entry, solver):
     """Row 55: a score that explodes at one sample (its row grows without bound) leaves the others alone."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sdegen as sd
-from sdegen.testing import PROBLEMS, parametrize_with_checks, shipped
+from sdegen.testing import PROBLEMS, catalogue, parametrize_with_checks, shipped
 
 COUPLED = dict.fromkeys(
     ("batch_independence", "micro_batches", "levels_per_row", "fault_isolation", "corrector_balance"),
@@ -17,7 +17,7 @@ ACCURACY = ["order", "weak_order", "exactness", "process_invariance", "noise_rat
 
 
 def expected(solver):
-    return (solver, {"expected_failed": COUPLED}) if shipped.couples_batch(solver) else solver
+    return (solver, {"expected_failed": COUPLED}) if catalogue.couples(solver) else solver
 
 
 @parametrize_with_checks(map(expected, shipped.methods()))
@@ -25,7 +25,7 @@ def test_methods(check):
     check()
 
 
-@parametrize_with_checks([(s, {"only": ACCURACY}) for s in shipped.framed() if s not in shipped.methods()])
+@parametrize_with_checks([(s, {"only": ACCURACY}) for s in shipped.framed()])
 def test_solvers_in_every_frame(check):
     check()
 

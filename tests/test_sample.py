@@ -330,3 +330,8 @@ def test_without_tqdm_there_is_no_bar_and_asking_for_one_says_why(monkeypatch):
     assert sd.sample(mixture(VP), (2, 2), steps=2).shape == (2, 2)
     with pytest.raises(sd.InvalidArgumentError, match=r"sdegen\[progress\]"):
         sd.sample(mixture(VP), (2, 2), steps=2, progress=True)
+
+
+def test_devices_without_autocast_are_sampled_on_too():
+    model = sd.ScoreModel(sd.VP(), lambda x, t: -x)
+    assert sd.sample(model, (4, 2), steps=2, batch_size=2, device="meta", solver=sd.ddpm()).shape == (4, 2)

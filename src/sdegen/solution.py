@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -67,8 +68,10 @@ class Solution(NamedTuple):
     @staticmethod
     def join(parts: list[Solution]) -> Solution:
         """Several solutions as one, without their paths."""
-        # autocast looks at what cat is given, and knows no float16 on a CPU
-        with torch.autocast(parts[0].x.device.type, enabled=False):
+        kind = parts[0].x.device.type
+        # autocast looks at what cat is given, and knows no float16 on a CPU; some devices have no autocast
+        able = torch.amp.is_autocast_available(kind)
+        with torch.autocast(kind, enabled=False) if able else contextlib.nullcontext():
             level = Level(*(torch.cat(v) for v in zip(*(part.level for part in parts))))
             nfe, accepted, rejected, status = (torch.cat(v) for v in zip(*(part[2:6] for part in parts)))
             return Solution(torch.cat([p.x for p in parts]), level, nfe, accepted, rejected, status, [])

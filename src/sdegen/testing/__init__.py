@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from sdegen.testing.audit import Audit, audit
 from sdegen.testing.densities import Density, exact_law_1d
 from sdegen.testing.faults import FAULTS, FaultyScore, faults
 from sdegen.testing.guards import assert_bit_identical, assert_constant_memory, assert_no_global_rng, peak_memory
@@ -28,6 +29,7 @@ __all__ = [
     "FAULTS",
     "PROBLEMS",
     "SUITES",
+    "Audit",
     "Density",
     "FaultyScore",
     "Law",
@@ -41,6 +43,7 @@ __all__ = [
     "assert_bit_identical",
     "assert_constant_memory",
     "assert_no_global_rng",
+    "audit",
     "check_noise",
     "check_process",
     "check_score_model",

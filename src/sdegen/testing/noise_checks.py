@@ -95,7 +95,7 @@ def _fresh(subject: Sourced) -> str | None:
 
 
 @NOISE.states(
-    "normals like x: its shape, dtype and device, all finite, whatever the layout of x", given=_cases, examples=50
+    "normals like x: its shape, dtype and device, all finite, whatever the layout of x", given=_cases, examples=20
 )
 def outputs(subject: Sourced, case: Drawn) -> Iterator[Measure]:
     for dtype in (F64, torch.float32, torch.bfloat16):
@@ -108,7 +108,7 @@ def outputs(subject: Sourced, case: Drawn) -> Iterator[Measure]:
 @NOISE.states(
     "a pure function: the same (seed, now, next, tag) gives the same bits, on any object and in any order",
     given=_cases,
-    examples=50,
+    examples=20,
 )
 def pure(subject: Sourced, case: Drawn) -> Iterator[Measure]:
     first = case.of(subject)
@@ -122,7 +122,7 @@ def pure(subject: Sourced, case: Drawn) -> Iterator[Measure]:
     yield Measure("elements of a repeated step that differ", float(differing(other[0], other[1])))
 
 
-@NOISE.states("a row depends on its own seed alone: any batch, any order", given=_cases, examples=50)
+@NOISE.states("a row depends on its own seed alone: any batch, any order", given=_cases, examples=20)
 def per_sample(subject: Sourced, case: Drawn) -> Iterator[Measure]:
     seeds = noises.seeds(case.seed, case.batch)
     whole = case.of(subject)

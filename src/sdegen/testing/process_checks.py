@@ -53,7 +53,7 @@ def _slack(process: Process, t: Tensor) -> Tensor:
 
 
 @PROCESS.states(
-    "alpha(t) > 0 and sigma(t) > 0 are finite float64 numbers on [t_min, t_max]", given=_shares(2), examples=50
+    "alpha(t) > 0 and sigma(t) > 0 are finite float64 numbers on [t_min, t_max]", given=_shares(2), examples=20
 )
 def positive(process: Process, case: Shares) -> Iterator[Measure]:
     level = process.level(case.times(process))
@@ -63,7 +63,7 @@ def positive(process: Process, case: Shares) -> Iterator[Measure]:
         yield holds(f"{name} is {value.tolist()}", bool(((value > 0) & value.isfinite()).all()))
 
 
-@PROCESS.states("lam(t) = log(alpha/sigma) falls strictly", given=_shares(2), examples=50)
+@PROCESS.states("lam(t) = log(alpha/sigma) falls strictly", given=_shares(2), examples=20)
 def falling(process: Process, case: Shares) -> Iterator[Measure]:
     t = case.times(process)
     slack = float(64 * _slack(process, t).max())
@@ -74,7 +74,7 @@ def falling(process: Process, case: Shares) -> Iterator[Measure]:
         yield Measure("rise of lam over a thousandth of the span or more", rise, -slack)
 
 
-@PROCESS.states("at(lam(t)) is the level of t", given=_shares(3), examples=50)
+@PROCESS.states("at(lam(t)) is the level of t", given=_shares(3), examples=20)
 def inverse(process: Process, case: Shares) -> Iterator[Measure]:
     t = case.times(process)
     lam = process.level(t).lam
@@ -88,7 +88,7 @@ def inverse(process: Process, case: Shares) -> Iterator[Measure]:
     )
 
 
-@PROCESS.states("time(lam) is what bisection on [t_min, t_max] finds", given=_shares(3, 0.01, 0.99), examples=30)
+@PROCESS.states("time(lam) is what bisection on [t_min, t_max] finds", given=_shares(3, 0.01, 0.99), examples=20)
 def bisection(process: Process, case: Shares) -> Iterator[Measure]:
     t = case.times(process)
     lam = process.level(t).lam
@@ -96,7 +96,7 @@ def bisection(process: Process, case: Shares) -> Iterator[Measure]:
     yield Measure("distance in lam, in roundings", float((gap.abs() / _slack(process, t)).max()), 256)
 
 
-@PROCESS.states("rates(t) = (alpha', sigma'), by central differences", given=_shares(2, 0.05, 0.95), examples=50)
+@PROCESS.states("rates(t) = (alpha', sigma'), by central differences", given=_shares(2, 0.05, 0.95), examples=20)
 def rates(process: Process, case: Shares) -> Iterator[Measure]:
     t = off_knots(process, case.times(process))
     h = 1e-5 * (process.t_max - process.t_min)
@@ -138,7 +138,7 @@ def coefficients(process: Process, case: Shares) -> Iterator[Measure]:
     yield holds("the diffusion depends on x", curl is None)
 
 
-@PROCESS.states("transitions compose: K(r to t) = K(s to t) o K(r to s)", given=_shares(3), examples=50)
+@PROCESS.states("transitions compose: K(r to t) = K(s to t) o K(r to s)", given=_shares(3), examples=20)
 def semigroup(process: Process, case: Shares) -> Iterator[Measure]:
     r, s, t = (process.level(v) for v in case.times(process))
     (a1, s1), (a2, s2), (a, std) = process.transition(r, s), process.transition(s, t), process.transition(r, t)
@@ -151,7 +151,7 @@ def semigroup(process: Process, case: Shares) -> Iterator[Measure]:
 @PROCESS.states(
     "transition carries the marginal: a alpha = alpha_next, (a sigma)^2 + s^2 = sigma_next^2",
     given=_shares(2),
-    examples=50,
+    examples=20,
 )
 def marginals(process: Process, case: Shares) -> Iterator[Measure]:
     now, next = (process.level(v) for v in case.times(process))

@@ -105,7 +105,7 @@ class Suite:
         *,
         applies: Callable[[Any], str | None] = lambda subject: None,
         given: Callable[[Any], Any] | None = None,
-        examples: int = 25,
+        examples: int = 15,
         full: bool = False,
     ) -> Callable[[Checker], Checker]:
         """Adds the function below it as a property named like it."""

@@ -126,7 +126,7 @@ def levels_per_row(subject: Scored, case: At) -> Iterator[Measure]:
 
 
 @SCORE.states(
-    "all predictions are finite from t_min to t_max, out to ten times the law's width", given=points, examples=40
+    "all predictions are finite from t_min to t_max, out to ten times the law's width", given=points, examples=25
 )
 def finite(subject: Scored, case: At) -> Iterator[Measure]:
     x, level = case.x(subject), case.level(subject.process)
@@ -138,7 +138,7 @@ def finite(subject: Scored, case: At) -> Iterator[Measure]:
 @SCORE.states(
     "x = alpha data + sigma noise, score = -noise/sigma, v = alpha noise - sigma data, velocity = alpha' data + ...",
     given=points,
-    examples=40,
+    examples=25,
 )
 def predictions_agree(subject: Scored, case: At) -> Iterator[Measure]:
     x, level = case.x(subject).double(), case.level(subject.process)

@@ -35,7 +35,7 @@ def _small(subject: Scored) -> str | None:
 
 
 @SCORE.states(
-    "score = grad log p, by automatic differentiation of the density", applies=known, given=points, examples=40
+    "score = grad log p, by automatic differentiation of the density", applies=known, given=points, examples=25
 )
 def gradient(subject: Scored, case: At) -> Iterator[Measure]:
     x, level = case.x(subject).to(F64), case.level(subject.process)
@@ -69,7 +69,7 @@ def jacobian(model: Any, x: Tensor, level: Level, want: Any) -> Tensor:
     return torch.stack(columns, -1)
 
 
-@SCORE.states("dscore/dx is symmetric: the field is conservative", applies=_small, given=points, examples=15)
+@SCORE.states("dscore/dx is symmetric: the field is conservative", applies=_small, given=points, examples=12)
 def conservative(subject: Scored, case: At) -> Iterator[Measure]:
     x, level = case.x(subject).to(F64), case.level(subject.process)
     slopes = jacobian(subject.model, x, level, "noise")
@@ -101,7 +101,7 @@ def _spread(law: GaussianMixture, x: Tensor, level: Level) -> Tensor:
     "d data/dx = alpha/sigma^2 Cov[data | x], positive semi-definite (Tweedie, second order)",
     applies=_small,
     given=points,
-    examples=15,
+    examples=12,
 )
 def second_order(subject: Scored, case: At) -> Iterator[Measure]:
     x, level = case.x(subject).to(F64), case.level(subject.process)
@@ -143,7 +143,7 @@ def fokker_planck_residual(
     "d log p/dt = -div f - f.score + g^2/2 (div score + |score|^2): Fokker-Planck",
     applies=_small,
     given=points,
-    examples=15,
+    examples=12,
 )
 def fokker_planck(subject: Scored, case: At) -> Iterator[Measure]:
     process = subject.process
@@ -155,7 +155,7 @@ def _line(subject: Scored) -> str | None:
     return known(subject) or (None if math.prod(subject.shape) == 1 else "its samples have more than one dimension")
 
 
-@SCORE.states("int p = 1, int p score = 0, int p x score = -1, on a line", applies=_line, given=points, examples=15)
+@SCORE.states("int p = 1, int p score = 0, int p x score = -1, on a line", applies=_line, given=points, examples=12)
 def integrals(subject: Scored, case: At) -> Iterator[Measure]:
     level, law = case.level(subject.process), _law(subject)
     marginal = law.marginal(level)

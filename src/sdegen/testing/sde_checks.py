@@ -77,7 +77,7 @@ def _matrix(g: Tensor, x: Tensor) -> Tensor:
     return torch.diag_embed(flat)
 
 
-@SDES.states("drift is like x; diffusion is [] or [B], [B, *S], or [B, *S, M]; both finite", given=_places, examples=40)
+@SDES.states("drift is like x; diffusion is [] or [B], [B, *S], or [B, *S, M]; both finite", given=_places, examples=25)
 def shapes(subject: General, case: Place) -> Iterator[Measure]:
     x, t = case.x(subject), case.t(subject)
     for dtype in (F64, torch.float32):
