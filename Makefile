@@ -6,10 +6,10 @@ STAMP := $(VENV)/.stamp
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check bench clean
+.PHONY: help demo test slow test-deep mutants check bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,13 @@ test: $(STAMP) ## run the tests (those marked slow excepted)
 
 slow: $(STAMP) ## run the statistical and soak tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -q -m slow
+
+test-deep: $(STAMP) ## run all tests, with ten times the generated cases, and those that assertions off must not change
+	$(ONE_THREAD) SDEGEN_TESTS=deep $(BIN)/python -m pytest -n 2 -q -m "slow or not slow"
+	$(ONE_THREAD) $(BIN)/python -O -m pytest -n 2 -q
+
+mutants: $(STAMP) ## plant faults and print which property catches each
+	cd tests && $(ONE_THREAD) ../$(BIN)/python -m mutation.catalogue
 
 check: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff check

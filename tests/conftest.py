@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
 from hypothesis.statistics import collector
 
 settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 settings.register_profile("deep", deadline=None, database=None, max_examples=1000, print_blob=True)
-settings.load_profile("suite")
+settings.load_profile("deep" if os.environ.get("SDEGEN_TESTS") == "deep" else "suite")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ COUPLED = dict.fromkeys(
     ("batch_independence", "micro_batches", "levels_per_row", "fault_isolation", "corrector_balance"),
     "its step size is shared by the batch, which its name says",
 )
+FULL = os.environ.get("SDEGEN_TESTS") == "deep"
 # what depends on the frame; the rest is the same code as in the methods by name
 ACCURACY = ["order", "weak_order", "exactness", "process_invariance", "noise_rate", "liouville", "one_graph", "dtypes"]
 
@@ -20,12 +23,12 @@ def expected(solver):
     return (solver, {"expected_failed": COUPLED}) if catalogue.couples(solver) else solver
 
 
-@parametrize_with_checks(map(expected, shipped.methods()))
+@parametrize_with_checks(map(expected, shipped.methods()), full=FULL)
 def test_methods(check):
     check()
 
 
-@parametrize_with_checks([(s, {"only": ACCURACY}) for s in shipped.framed()])
+@parametrize_with_checks([(s, {"only": ACCURACY}) for s in shipped.framed()], full=FULL)
 def test_solvers_in_every_frame(check):
     check()
 
@@ -39,17 +42,17 @@ def test_orders_on_other_processes(solver, process):
     check_solver(solver, process=process, only=["order", "weak_order"])
 
 
-@parametrize_with_checks(shipped.processes())
+@parametrize_with_checks(shipped.processes(), full=FULL)
 def test_processes(check):
     check()
 
 
-@parametrize_with_checks([PROBLEMS[name].data.score(sd.VP()) for name in PROBLEMS])
+@parametrize_with_checks([PROBLEMS[name].data.score(sd.VP()) for name in PROBLEMS], full=FULL)
 def test_exact_scores(check):
     check()
 
 
-@parametrize_with_checks([sd.White])
+@parametrize_with_checks([sd.White], full=FULL)
 def test_noise(check):
     check()
 

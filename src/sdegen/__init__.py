@@ -40,6 +40,7 @@ from sdegen.solvers.compose import PC, BatchCoupledLangevin, Langevin
 from sdegen.solvers.multistep import DDIMEta, Multistep
 from sdegen.solvers.runge_kutta import EULER, HEUN, MIDPOINT, RK4, RungeKutta, Tableau
 from sdegen.solvers.singlestep import EulerMaruyama, ReverseDiffusion
+from sdegen.tensors import combine
 
 __version__ = "0.1.0"
 
@@ -98,6 +99,7 @@ __all__ = [
     "Tableau",
     "White",
     "ancestral",
+    "combine",
     "ddim",
     "ddpm",
     "default",

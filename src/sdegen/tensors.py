@@ -36,7 +36,10 @@ def expect_like(value: object, x: Tensor, what: str) -> Tensor:
 
 
 def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
-    """`sum w v` over `(w, v)`, w `[]` or `[B]` and v `[B, *S]`, in working precision."""
+    """`sum w v` over pairs `(w, v)`, weights w `[]` or `[B]` and states v `[B, *S]`: what a solver's step is made of.
+
+    In working precision: float32 for half-precision states, which `.to(x.dtype)` brings back.
+    """
     weight, value = terms[0]
     value = widen(value)
     total = like(weight, value) * value

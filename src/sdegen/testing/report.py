@@ -195,11 +195,23 @@ class Report:
         apart = f", {left} do not apply" if left else ""
         cases = f"; {self.examples:,} generated cases" if self.examples else ""
         lines = [self.title, f"  {count}{apart}{cases}, {sum(o.seconds for o in self.outcomes):.1f} s", ""]
-        lines += [o.line() for o in self.outcomes]
+        lines += [o.line() for o in checked]
+        lines += self._left_out()
         for o in self.failed:
             why = textwrap.indent(o.message, "    ")
             lines += ["", f"  {o.prop.name}: {o.prop.statement}", why]
         return "\n".join(lines)
+
+    def _left_out(self) -> list[str]:
+        """The properties that do not apply, by reason, as a paragraph."""
+        reasons: dict[str, list[str]] = {}
+        for o in self.outcomes:
+            if o.status == INAPPLICABLE:
+                reasons.setdefault(o.message, []).append(o.prop.name)
+        if not reasons:
+            return []
+        text = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+        return ["", textwrap.fill(f"do not apply: {text}", _WIDTH, initial_indent="  ", subsequent_indent="    ")]
 
     def to_dict(self) -> dict[str, Any]:
         """The report in plain numbers and strings, for JSON."""

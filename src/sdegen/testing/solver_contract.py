@@ -293,7 +293,12 @@ def levels_per_row(subject: Claim) -> Iterator[Measure]:
     times = low + (high - low) * times
     x, model = subject.start(3), subject.model()
     white = noises.White(noises.seeds(9, 3))
-    together = _march(subject, model, x, [subject.process.level(t) for t in times.T], white)
+    try:
+        together = _march(subject, model, x, [subject.process.level(t) for t in times.T], white)
+    except RuntimeError as error:
+        advice = "weights of a step may be [B]: sd.combine((weight, x), ...) shapes them"
+        yield holds(f"{str(error).splitlines()[0]}; {advice}", False)
+        return
     for i in range(3):
         own = noises.White(white.seeds[i : i + 1])
         alone = _march(subject, model, x[i : i + 1], [subject.process.level(t) for t in times[i]], own)
