@@ -11,18 +11,18 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from sdegen.testing.audit import Audit, audit
+from sdegen.testing.checks.noises import check_noise
+from sdegen.testing.checks.processes import check_process
+from sdegen.testing.checks.scores import check_score_model
+from sdegen.testing.checks.sdes import check_sde
+from sdegen.testing.checks.solvers import check_solver
 from sdegen.testing.densities import Density, exact_law_1d
+from sdegen.testing.diagnosis.audit import Audit, audit
 from sdegen.testing.faults import FAULTS, FaultyScore, faults
 from sdegen.testing.guards import assert_bit_identical, assert_constant_memory, assert_no_global_rng, peak_memory
 from sdegen.testing.laws import Law, exact_law, path_error
-from sdegen.testing.noise_checks import check_noise
 from sdegen.testing.problems import PROBLEMS, Problem, reference, slope
-from sdegen.testing.process_checks import check_process
 from sdegen.testing.report import Measure, Outcome, Property, PropertyError, Report, Suite
-from sdegen.testing.score_checks import check_score_model
-from sdegen.testing.sde_checks import check_sde
-from sdegen.testing.solver_checks import check_solver
 from sdegen.testing.suites import SUITES, checks, parametrize_with_checks
 
 __all__ = [

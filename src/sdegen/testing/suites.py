@@ -9,14 +9,14 @@ from typing import Any
 from sdegen.errors import InvalidTypeError
 from sdegen.process import Process
 from sdegen.sde import SDE
-from sdegen.testing import score_theorems  # noqa: F401 - it adds properties
-from sdegen.testing.noise_checks import NOISE, noise_cases
-from sdegen.testing.process_checks import PROCESS, process_cases
+from sdegen.testing.checks import theorems  # noqa: F401 - it adds properties
+from sdegen.testing.checks.claims import SOLVER
+from sdegen.testing.checks.noises import NOISE, noise_cases
+from sdegen.testing.checks.processes import PROCESS, process_cases
+from sdegen.testing.checks.scores import SCORE, score_cases
+from sdegen.testing.checks.sdes import SDES, sde_cases
+from sdegen.testing.checks.solvers import solver_cases
 from sdegen.testing.report import Check, Suite
-from sdegen.testing.score_checks import SCORE, score_cases
-from sdegen.testing.sde_checks import SDES, sde_cases
-from sdegen.testing.solver_checks import solver_cases
-from sdegen.testing.solver_subject import SOLVER
 
 SUITES: dict[str, Suite] = {"solver": SOLVER, "process": PROCESS, "score": SCORE, "noise": NOISE, "sde": SDES}
 """The properties by kind of object; print one to read its statements."""

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sdegen.process import Process
-from sdegen.testing import solver_accuracy, solver_contract, solver_numerics  # noqa: F401 - they add the properties
+from sdegen.testing.checks import solver_accuracy, solver_contract, solver_numerics  # noqa: F401 - they add the properties
+from sdegen.testing.checks.claims import SOLVER, claim
 from sdegen.testing.report import Check, Report, bound, run
-from sdegen.testing.solver_subject import SOLVER, claim
 
 
 def check_solver(

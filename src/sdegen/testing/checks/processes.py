@@ -225,7 +225,7 @@ def reverse_marginals(process: Process, case: Shares) -> Iterator[Measure]:
 
 @PROCESS.states("the exact score of a mixture solves the Fokker-Planck equation", given=_shares(1, 0.05, 0.95))
 def fokker_planck(process: Process, case: Shares) -> Iterator[Measure]:
-    from sdegen.testing.score_theorems import fokker_planck_residual
+    from sdegen.testing.checks.theorems import fokker_planck_residual
 
     t = off_knots(process, case.times(process))[0]
     yield fokker_planck_residual(PROBLEMS["three"].data, process, t)

@@ -20,8 +20,8 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.mixtures import GaussianMixture
 from sdegen.model import ScoreModel
 from sdegen.sde import Level
-from sdegen.testing.findings import WORSE, AuditRow, Finding, find
-from sdegen.testing.hypotheses import Batch, Reading, linear_loss, losses
+from sdegen.testing.diagnosis.findings import WORSE, AuditRow, Finding, find
+from sdegen.testing.diagnosis.hypotheses import Batch, Reading, linear_loss, losses
 
 F64 = torch.float64
 

@@ -14,9 +14,9 @@ from sdegen.control import Fixed
 from sdegen.sde import Level
 from sdegen.solve import run
 from sdegen.solvers.base import Step
+from sdegen.testing.checks.claims import F64, SOLVER, Claim, network
+from sdegen.testing.checks.solver_contract import same
 from sdegen.testing.report import Measure, holds
-from sdegen.testing.solver_contract import same
-from sdegen.testing.solver_subject import F64, SOLVER, Claim, network
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -14,11 +14,11 @@ from sdegen.errors import InvalidArgumentError
 from sdegen.mixtures import Gaussian, GaussianMixture
 from sdegen.process import Process
 from sdegen.sde import Level
+from sdegen.testing.checks.claims import F64, SOLVER, Claim, deterministic, mixture_of, noisy
 from sdegen.testing.densities import exact_law_1d
 from sdegen.testing.laws import exact_law, path_error
 from sdegen.testing.problems import by_lam, reference, slope, uneven
 from sdegen.testing.report import Inapplicable, Measure
-from sdegen.testing.solver_subject import F64, SOLVER, Claim, deterministic, mixture_of, noisy
 
 EPS = torch.finfo(F64).eps
 

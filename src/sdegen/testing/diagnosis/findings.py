@@ -13,7 +13,7 @@ from sdegen.checks import network
 from sdegen.model import ScoreModel
 from sdegen.process import Process
 from sdegen.sde import Level
-from sdegen.testing.hypotheses import Batch, Reading
+from sdegen.testing.diagnosis.hypotheses import Batch, Reading
 
 
 class AuditRow(NamedTuple):

@@ -15,10 +15,10 @@ from sdegen import noise as noises
 from sdegen.grids import check_times
 from sdegen.sde import Level
 from sdegen.solution import Status
+from sdegen.testing.checks.claims import F64, SOLVER, Claim, network, noisy
 from sdegen.testing.faults import faults
 from sdegen.testing.guards import differing, global_state, peak_memory
 from sdegen.testing.report import Measure, holds
-from sdegen.testing.solver_subject import F64, SOLVER, Claim, network, noisy
 
 
 def same(what: str, a: Tensor, b: Tensor) -> Measure:

@@ -14,10 +14,10 @@ from sdegen.errors import InvalidArgumentError
 from sdegen.mixtures import GaussianMixture
 from sdegen.process import Process
 from sdegen.sde import Level
+from sdegen.testing.checks.scores import SCORE, At, Scored, known, points
 from sdegen.testing.problems import off_knots
 from sdegen.testing.report import Measure
 from sdegen.testing.rounding import mixture_error
-from sdegen.testing.score_checks import SCORE, At, Scored, known, points
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps

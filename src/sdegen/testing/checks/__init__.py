@@ -1,0 +1,1 @@
+"""The suites of properties: solvers, processes, score models, noise sources, SDEs."""
