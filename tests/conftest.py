@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis.statistics import collector
 
-settings.register_profile("suite", derandomize=True, deadline=None, database=None)
-settings.register_profile("deep", deadline=None, database=None, max_examples=1000, print_blob=True)
+PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
+settings.register_profile("suite", derandomize=True, deadline=None, database=None, phases=PHASES)
+settings.register_profile("deep", deadline=None, database=None, max_examples=1000, print_blob=True, phases=PHASES)
 settings.load_profile("deep" if os.environ.get("SDEGEN_TESTS") == "deep" else "suite")
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item):
     seen = []
     with collector.with_value(lambda stats: seen.append(stats)):

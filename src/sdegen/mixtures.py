@@ -115,6 +115,7 @@ class GaussianMixture:
     def _with(self: Mixture, means: Tensor, kind: Covariances, logits: Tensor) -> Mixture:
         other = copy.copy(self)
         other._means, other._kind, other._copies = means, kind, {}
+        logits = logits - logits.amax()  # or else weights far from 0 in their logarithm lose digits of their sum
         other._log_weights = logits - logits.logsumexp(0)
         return other
 
@@ -174,7 +175,9 @@ class GaussianMixture:
             one = torch.ones((), dtype=torch.float64)
             level = Level(0 * one, one, 0 * one)
         at = _weights(x, level, level.alpha, level.sigma)
-        return here._logits(flat, at).logsumexp(-1)
+        logits = here._logits(flat, at)
+        top = logits.detach().amax(-1, keepdim=True)  # so that the weights in the gradient add up to 1
+        return (logits - top).logsumexp(-1) + top.squeeze(-1)
 
     def posterior_cov(self, x: Tensor, level: Level) -> Tensor:
         """The covariance `[B, D, D]` of the data given x `[B, *S]` at a level `[]` or `[B]`.

@@ -13,6 +13,7 @@ from typing import Any
 
 from sdegen.testing.checks.noises import check_noise
 from sdegen.testing.checks.processes import check_process
+from sdegen.testing.checks.samplers import check_sampler
 from sdegen.testing.checks.scores import check_score_model
 from sdegen.testing.checks.sdes import check_sde
 from sdegen.testing.checks.solvers import check_solver
@@ -23,6 +24,7 @@ from sdegen.testing.guards import assert_bit_identical, assert_constant_memory, 
 from sdegen.testing.laws import Law, exact_law, path_error
 from sdegen.testing.problems import PROBLEMS, Problem, reference, slope
 from sdegen.testing.report import Measure, Outcome, Property, PropertyError, Report, Suite
+from sdegen.testing.statistics.sequential import sequential
 from sdegen.testing.suites import SUITES, checks, parametrize_with_checks
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "audit",
     "check_noise",
     "check_process",
+    "check_sampler",
     "check_score_model",
     "check_sde",
     "check_solver",
@@ -57,6 +60,7 @@ __all__ = [
     "path_error",
     "peak_memory",
     "reference",
+    "sequential",
     "slope",
 ]
 

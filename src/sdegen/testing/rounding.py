@@ -56,4 +56,5 @@ def mixture_error(mixture: GaussianMixture, x: Tensor, level: Level, p: float, q
     value = size * rho + a * lefts * shift * length + c * (abs(p) * norm + size * flat.norm(dim=-1) + lefts * norm)
     v = p * m + (gain * r) @ basis.mT
     away = (v - (w[..., None] * v).sum(0)).norm(dim=-1)
-    return (w * (value + 2 * exponent * away)).sum(0), (w * exponent).sum(0)
+    # one point at the origin is known without error: a bound of 0 would divide what is compared with it
+    return (w * (value + 2 * exponent * away)).sum(0) + 1e-300, (w * exponent).sum(0) + 1e-300

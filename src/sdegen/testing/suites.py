@@ -13,12 +13,20 @@ from sdegen.testing.checks import theorems  # noqa: F401 - it adds properties
 from sdegen.testing.checks.claims import SOLVER
 from sdegen.testing.checks.noises import NOISE, noise_cases
 from sdegen.testing.checks.processes import PROCESS, process_cases
+from sdegen.testing.checks.samplers import SAMPLER
 from sdegen.testing.checks.scores import SCORE, score_cases
 from sdegen.testing.checks.sdes import SDES, sde_cases
 from sdegen.testing.checks.solvers import solver_cases
 from sdegen.testing.report import Check, Suite
 
-SUITES: dict[str, Suite] = {"solver": SOLVER, "process": PROCESS, "score": SCORE, "noise": NOISE, "sde": SDES}
+SUITES: dict[str, Suite] = {
+    "solver": SOLVER,
+    "process": PROCESS,
+    "score": SCORE,
+    "noise": NOISE,
+    "sde": SDES,
+    "sampler": SAMPLER,
+}
 """The properties by kind of object; print one to read its statements."""
 
 
