@@ -15,7 +15,6 @@ import scipy.stats
 import torch
 
 import sdegen as sd
-from sdegen.testing import permutation
 from sdegen.testing.checks.samplers import SAMPLER, check_sampler
 from sdegen.testing.report import PropertyError
 from sdegen.testing.statistics import (
@@ -26,6 +25,7 @@ from sdegen.testing.statistics import (
     mean_test,
     mmd_test,
     mode_test,
+    permutation,
     spread_test,
 )
 from sdegen.testing.statistics.bounds import bisect, escaped, kl, unlikely

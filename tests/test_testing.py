@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -183,6 +184,22 @@ def test_laws_refuse_what_they_cannot_compute():
         testing.exact_law_1d(sd.ddpm(), VP, testing.PROBLEMS["three"].data, times)
     with pytest.raises(sd.InvalidArgumentError, match="more points"):
         testing.exact_law_1d(sd.ddpm(), VP, data, by_lam(VP, 4000)[:3], points=64)
+
+
+@dataclass(frozen=True)
+class ClippedData(sd.OneStep):
+    """DDIM with clipped data: each coordinate is bent on its own."""
+
+    def step(self, model, x, now, next, carry, noise):
+        ratio = next.sigma / now.sigma
+        clipped = model(x, now, "data").clamp(-0.6, 0.6)
+        return sd.Step(sd.combine((ratio, x), (next.alpha - ratio * now.alpha, clipped)), carry)
+
+
+def test_clipping_of_each_coordinate_is_not_taken_for_affine():
+    data = sd.Gaussian([0.5, -1.0], std=[0.2, 0.5])
+    with pytest.raises(sd.InvalidArgumentError, match="not affine"):
+        testing.exact_law(ClippedData(), VP, data, sd.grids.by_snr(VP, 10))
 
 
 def test_strong_errors_need_one_path():
