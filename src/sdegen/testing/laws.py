@@ -41,17 +41,18 @@ class Law(NamedTuple):
     mean: Tensor
     cov: Tensor
 
-    def error(self, target: GaussianMixture | Law) -> float:
-        r"""Distance to a Gaussian target, in its units: `|(C^-1/2 (m - m'), C^-1/2 P C^-1/2 - 1)|` as one vector.
-
-        Mean and covariance together: the error of either alone can change sign on the way, and fake an order.
-        """
+    def gap(self, target: GaussianMixture | Law) -> Tensor:
+        r"""The difference to a Gaussian target, in its units: `(C^-1/2 (m - m'), C^-1/2 P C^-1/2 - 1)` `[D + D^2]`."""
         mean, cov = (target.mean, target.cov) if isinstance(target, Law) else (target.mean().flatten(), target.cov())
         root = torch.linalg.cholesky(cov)
         shift = torch.linalg.solve_triangular(root, (self.mean - mean)[:, None], upper=False)
         half = torch.linalg.solve_triangular(root, self.cov, upper=False)
         white = torch.linalg.solve_triangular(root, half.mT, upper=False)
-        return float(torch.cat([shift.flatten(), (white - torch.eye(len(mean), dtype=F64)).flatten()]).norm())
+        return torch.cat([shift.flatten(), (white - torch.eye(len(mean), dtype=F64)).flatten()])
+
+    def error(self, target: GaussianMixture | Law) -> float:
+        """The length of `gap`. Mean and covariance together: either alone can change sign, and fake an order."""
+        return float(self.gap(target).norm())
 
 
 class _Units:
