@@ -16,12 +16,12 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.checks import network
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreTypeError
 from sdegen.mixtures import GaussianMixture
 from sdegen.model import ScoreModel
 from sdegen.sde import Level
 from sdegen.testing.diagnosis.findings import WORSE, AuditRow, Finding, find
-from sdegen.testing.diagnosis.hypotheses import Batch, Reading, linear_loss, losses
+from sdegen.testing.diagnosis.hypotheses import Batch, Reading, Score, linear_loss, over, scores
 
 F64 = torch.float64
 
@@ -102,25 +102,27 @@ def audit(
         )
     if levels < 4 or samples < 16:
         raise InvalidArgumentError(f"audit needs levels >= 4 and samples >= 16, got {levels} and {samples}")
-    rows, law = _data(data, samples * levels, seed)
-    process, dtype = model.process, _dtype(model)
+    rows = _data(data, samples * levels, seed)
+    process = model.process
+    model.check_batch(len(rows))
     ends = [float(process.level(t).lam) for t in (process.t_max, process.t_min)]
     lams = torch.linspace(ends[0], ends[1], levels, dtype=F64)
-    batches = _batches(rows, law, levels, samples, seed)
+    batches = _batches(model, rows, levels, samples, seed)
+    dtype = _dtype(model, data, batches[0])
     mean, variance = rows.mean(0), rows.var(0, correction=0)
     levels_ = [process.level(process.t_max), *(process.at(lam) for lam in lams[1:-1]), process.level(process.t_min)]
-    table = tuple(_row(model, level, batch, mean, variance, dtype) for level, batch in zip(levels_, batches))
-    scores = _readings(model, _telling(model, table, variance), batches[1:-1], dtype)
-    found = find(model, process, table, scores, rows, batches[levels // 2], dtype)
-    best = sorted(scores.items(), key=lambda item: item[1])
-    shown = [(Reading(), scores[Reading()]), *[item for item in best if item[0] != Reading()][:4]]
+    table = tuple(_row(level, batch, mean, variance, dtype) for level, batch in zip(levels_, batches))
+    read = _readings(model, _telling(model, table, variance), batches[1:-1], variance, dtype)
+    found = find(model, process, table, read, rows, batches[levels // 2], dtype)
+    best = sorted(read.items(), key=lambda item: item[1])
+    shown = [(Reading(), read[Reading()]), *[item for item in best if item[0] != Reading()][:4]]
     return Audit(str(model), table, tuple(sorted(shown, key=lambda item: item[1])), tuple(found))
 
 
-def _data(data: Any, count: int, seed: int) -> tuple[Tensor, GaussianMixture | None]:
+def _data(data: Any, count: int, seed: int) -> Tensor:
     """The data as rows in float64, as many as there are."""
     if isinstance(data, GaussianMixture):
-        return data.sample(count, seed=seed), data
+        return data.sample(count, seed=seed)
     if not isinstance(data, Tensor) or data.ndim < 2 or not data.is_floating_point() or len(data) < 2:
         got = f"{data.dtype} of shape {list(data.shape)}" if isinstance(data, Tensor) else repr(data)
         raise InvalidArgumentError(
@@ -128,10 +130,10 @@ def _data(data: Any, count: int, seed: int) -> tuple[Tensor, GaussianMixture | N
         )
     if not bool(data.isfinite().all()):
         raise InvalidArgumentError("data hold NaN or Inf; leave those samples out")
-    return data.detach().to(F64), None
+    return data.detach().to(F64)
 
 
-def _batches(rows: Tensor, law: GaussianMixture | None, levels: int, samples: int, seed: int) -> list[Batch]:
+def _batches(model: ScoreModel, rows: Tensor, levels: int, samples: int, seed: int) -> list[Batch]:
     """Fresh data and noise for every level; data are taken in an order that the seed shuffles."""
     order = torch.argsort(noises.seeds(seed, len(rows), device=rows.device))
     found = []
@@ -139,32 +141,41 @@ def _batches(rows: Tensor, law: GaussianMixture | None, levels: int, samples: in
         index = order[(torch.arange(samples, device=rows.device) + k * samples) % len(rows)]
         shape = tuple(rows.shape[1:])
         z = noises.normals(noises.seeds(seed, samples, device=rows.device), shape, (11, k, 0, 0), dtype=F64)
-        found.append(Batch(rows[index], z))
+        found.append(Batch(rows[index], z, model.rows(index)))
     return found
 
 
-def _dtype(model: ScoreModel) -> torch.dtype:
+def _dtype(model: ScoreModel, data: Any, batch: Batch) -> torch.dtype:
+    """That of the network's weights; where a function hides them, that of the data, or the first that works."""
     net = network(model)
     weights = [] if net is None else [p.dtype for p in net.parameters() if p.is_floating_point()]
-    return weights[0] if weights else F64
+    if weights:
+        return weights[0]
+    level, error = model.process.level((model.process.t_min + model.process.t_max) / 2), None
+    for dtype in (data.dtype if isinstance(data, Tensor) else F64, F64, torch.float32):
+        try:
+            with torch.no_grad():
+                batch.model(batch.noise.to(dtype), level)
+            return dtype
+        except (RuntimeError, ScoreTypeError) as found:
+            error = error or found
+    raise error or InvalidArgumentError("the network cannot be called")
 
 
-def _row(model: ScoreModel, level: Level, batch: Batch, mean: Tensor, variance: Tensor, dtype: torch.dtype) -> AuditRow:
+def _row(level: Level, batch: Batch, mean: Tensor, variance: Tensor, dtype: torch.dtype) -> AuditRow:
     a, s = float(level.alpha), float(level.sigma)
     x = a * batch.data + s * batch.noise
     with torch.no_grad():
-        noise = model(x.to(dtype), level, "noise").double()
+        noise = batch.model(x.to(dtype), level, "noise").double()
     loss = float((noise - batch.noise).square().mean())
     linear = linear_loss(level, variance)
     away = (x - a * mean) / s
     size = float((noise * away).mean() / away.square().mean())
-    tweedie, curl = _derivatives(model, level, batch, x, noise, dtype)
+    tweedie, curl = _derivatives(level, batch, x, noise, dtype)
     return AuditRow(float(level.t), float(level.lam), loss, linear, size, tweedie, curl)
 
 
-def _derivatives(
-    model: ScoreModel, level: Level, batch: Batch, x: Tensor, noise: Tensor, dtype: torch.dtype
-) -> tuple[float, float]:
+def _derivatives(level: Level, batch: Batch, x: Tensor, noise: Tensor, dtype: torch.dtype) -> tuple[float, float]:
     """Tweedie's ratio and the curl, from products of the Jacobian of the noise with random u and w."""
     # signs instead of normals: what the Jacobian has of the identity then adds nothing to the scatter (Hutchinson 1990)
     u, w = (
@@ -174,7 +185,7 @@ def _derivatives(
     try:
         at = x.to(dtype).requires_grad_()
         with torch.enable_grad():
-            out = model(at, level, "noise")
+            out = batch.model(at, level, "noise")
             (by_u,) = torch.autograd.grad((out * u.to(dtype)).sum(), at, retain_graph=True)
             (by_w,) = torch.autograd.grad((out * w.to(dtype)).sum(), at)
     except RuntimeError:
@@ -187,7 +198,7 @@ def _derivatives(
     spread = float((size - s * (by_u.double() * u).flatten(1).sum(1)).mean()) / a
     error = (s / a) ** 2 * float((noise - batch.noise).square().flatten(1).sum(1).mean())
     promised = s * s / a * spread
-    return error / promised if promised > 0 else math.inf, curl
+    return error / promised if promised > 0 else math.nan, curl
 
 
 def _telling(model: ScoreModel, table: tuple[AuditRow, ...], variance: Tensor) -> Tensor:
@@ -205,11 +216,33 @@ def _telling(model: ScoreModel, table: tuple[AuditRow, ...], variance: Tensor) -
     return torch.cat([high, torch.linspace(float(inside[0]), float(inside[-1]), count - count // 3, dtype=F64)])
 
 
-def _readings(model: ScoreModel, lams: Tensor, batches: list[Batch], dtype: torch.dtype) -> dict[Reading, float]:
-    """The geometric mean over levels of each reading's loss over the linear denoiser's."""
+def _readings(
+    model: ScoreModel, lams: Tensor, batches: list[Batch], variance: Tensor, dtype: torch.dtype
+) -> dict[Reading, float]:
+    """The geometric mean over levels of each reading's loss over the linear denoiser's; the declared one among them.
+
+    Others count only if their output says something of x: if at some level they fare worse when it is shuffled.
+    """
     with torch.no_grad():
-        found = losses(model, lams, batches, dtype)
-    finite = {reading: values for reading, values in found.items() if all(math.isfinite(v) for v in values)}
-    scores = {r: math.exp(sum(math.log(max(v, 1e-300)) for v in values) / len(values)) for r, values in finite.items()}
-    scores.setdefault(Reading(), math.inf)
-    return scores
+        found = {} if model.predicts == "energy" else scores(model, lams, batches, dtype)
+        own = [_own(batch, model.process.at(lam), variance, dtype) for lam, batch in zip(lams, batches)]
+    means = {r: _mean([v.loss for v in values]) for r, values in found.items() if _speaks(values)}
+    means[Reading()] = _mean(own)
+    return means
+
+
+def _speaks(values: list[Score]) -> bool:
+    told = [v.shuffled / v.loss for v in values]
+    # a reading that gains nothing on the linear denoiser could be one that ignores the network
+    return max(told) > 1.2 and (_mean([v.loss for v in values]) < 1 or _mean(told) > 2)
+
+
+def _mean(values: list[float]) -> float:
+    return math.exp(sum(math.log(v) for v in values) / len(values)) if all(map(math.isfinite, values)) else math.inf
+
+
+def _own(batch: Batch, level: Level, variance: Tensor, dtype: torch.dtype) -> float:
+    """The declared reading's loss over the linear denoiser's."""
+    x = (level.alpha * batch.data + level.sigma * batch.noise).to(dtype)
+    noise = batch.model(x, level, "noise").double()
+    return over(float((noise - batch.noise).square().mean()), linear_loss(level, variance))

@@ -7,6 +7,7 @@ learned anything, and far above 1 if it is wrong: a network is told apart from i
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -51,10 +52,30 @@ class Reading(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Data and noise `[B, *S]` for one level."""
+    """Data and noise `[B, *S]` for one level, and the model with the conditions of those data."""
 
     data: Tensor
     noise: Tensor
+    model: ScoreModel
+
+
+class Score(NamedTuple):
+    """How a reading fares at a level: its loss, and that with the outputs handed to other rows, over the linear one's.
+
+    A reading whose output says nothing of x fares no worse with another row's.
+    """
+
+    loss: float
+    shuffled: float
+
+
+FLOOR = 1e-3
+"""Added to losses before they are compared: below it a network's own error of a few percent would decide."""
+
+
+def over(loss: float, linear: float) -> float:
+    """A loss over the linear denoiser's."""
+    return (loss + FLOOR) / (linear + FLOOR)
 
 
 class _Call(NamedTuple):
@@ -95,6 +116,8 @@ _DATA: dict[str, Callable[[Tensor], Tensor]] = {
     "divided by 127.5 and centred": lambda d: d / 127.5 - 1,
     "of half the size": lambda d: d / 2,
     "of twice the size": lambda d: 2 * d,
+    "scaled by 0.18215, as latents of Stable Diffusion are": lambda d: 0.18215 * d,
+    "not scaled by 0.18215, as latents of Stable Diffusion are": lambda d: d / 0.18215,
 }
 
 
@@ -159,19 +182,19 @@ def linear_loss(level: Level, variance: Tensor) -> float:
     return max(float((signal / (signal + level.sigma**2)).mean()), 1e-12)
 
 
-def losses(model: ScoreModel, lams: Tensor, batches: list[Batch], dtype: torch.dtype) -> dict[Reading, list[float]]:
-    """The loss of each reading at each log-SNR, over its linear denoiser's (infinite where it cannot be)."""
-    found: dict[Reading, list[float]] = {}
+def scores(model: ScoreModel, lams: Tensor, batches: list[Batch], dtype: torch.dtype) -> dict[Reading, list[Score]]:
+    """How each reading fares at each log-SNR, where it fares at all."""
+    found: dict[Reading, list[Score]] = {}
     for call in _calls(model):
-        for k, (lam, batch) in enumerate(zip(lams, batches)):
-            for reading, loss in _at(model, call, lam, batch, dtype):
-                found.setdefault(reading, [math.inf] * len(lams))[k] = loss
-    return found
+        for lam, batch in zip(lams, batches):
+            for reading, score in _at(model, call, lam, batch, dtype):
+                found.setdefault(reading, []).append(score)
+    return {reading: values for reading, values in found.items() if len(values) == len(lams)}
 
 
 def _at(
     model: ScoreModel, call: _Call, lam: Tensor, batch: Batch, dtype: torch.dtype
-) -> Iterator[tuple[Reading, float]]:
+) -> Iterator[tuple[Reading, Score]]:
     process = call.process
     low, high = sorted(float(process.level(t).lam) for t in (process.t_min, process.t_max))
     if not low - 1 <= float(lam) <= high + 1:
@@ -181,13 +204,14 @@ def _at(
     linear = linear_loss(level, data.var(0, correction=0))
     x = (level.alpha * data + level.sigma * batch.noise).to(dtype)
     try:
-        output = raw(model, call, x, level).double()
+        output = raw(batch.model, call, x, level).double()
     except (RuntimeError, IndexError, ValueError, TypeError):
         return  # this network cannot be called so: an index out of its table, for instance
-    for name, known in _known(model, call, level):
+    alone = bool(call.reading.data or call.reading.process)  # with another prediction besides, almost anything fits
+    for name, known in itertools.islice(_known(model, call, level), 1 if alone else None):
         c_x, c_out = convert(level, known, (torch.zeros_like(level.t), torch.ones_like(level.t)))
         for sign in (1, -1):
-            noise = c_x * x.double() + sign * c_out * output
-            loss = float((noise - batch.noise).square().mean())
-            ratio = loss / linear if math.isfinite(loss) else math.inf
-            yield call.reading._replace(predicts=name, sign=sign), ratio
+            own, other = (c_x * x.double() + sign * c_out * v - batch.noise for v in (output, output.roll(1, 0)))
+            loss, shuffled = (over(float(e.square().mean()), linear) for e in (own, other))
+            if math.isfinite(loss):
+                yield call.reading._replace(predicts=name, sign=sign), Score(loss, shuffled)
