@@ -11,7 +11,7 @@ import sdegen as sd
 from sdegen.testing import PROBLEMS, catalogue, parametrize_with_checks, shipped
 
 COUPLED = dict.fromkeys(
-    ("batch_independence", "micro_batches", "levels_per_row", "fault_isolation", "corrector_balance"),
+    ("batch_independence", "micro_batches", "levels_per_row", "fault_isolation", "corrector_balance", "affine"),
     "its step size is shared by the batch, which its name says",
 )
 FULL = os.environ.get("SDEGEN_TESTS") == "deep"

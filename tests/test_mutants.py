@@ -6,13 +6,16 @@ import pytest
 from mutation.catalogue import SURVIVORS, all_mutants, controls
 
 MUTANTS = all_mutants()
+RAISING = {"TwoM: promotes the state", "Score: detached"}
+"""Faults at which torch or the loop raises by itself: the check says so, instead of measuring."""
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
 def test_planted_faults_are_caught(mutant):
     if mutant.name in SURVIVORS:
         pytest.skip(SURVIVORS[mutant.name])
-    assert not mutant.check(only=[mutant.caught_by], raise_on_fail=False).ok
+    outcome = mutant.check(only=[mutant.caught_by], raise_on_fail=False)[mutant.caught_by]
+    assert outcome.status == ("ERROR" if mutant.name in RAISING else "FAILED"), outcome.message
 
 
 @pytest.mark.slow

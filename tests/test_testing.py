@@ -202,6 +202,74 @@ def test_clipping_of_each_coordinate_is_not_taken_for_affine():
         testing.exact_law(ClippedData(), VP, data, sd.grids.by_snr(VP, 10))
 
 
+def test_samples_coupled_by_their_batch_have_no_law():
+    data = testing.PROBLEMS["widths"].data
+    for solver in (sd.BatchCoupledLangevin(), sd.PC(sd.ddpm(), sd.BatchCoupledLangevin())):
+        with pytest.raises(sd.InvalidArgumentError, match="couples the samples"):
+            testing.exact_law(solver, VP, data, by_lam(VP, 5))
+
+
+def test_what_is_missing_is_not_taken_for_what_does_not_apply():
+    """An import that fails in a solver is an error; nothing checked is not all well."""
+
+    class Broken(sd.OneStep):
+        def step(self, model, x, now, next, carry, noise):
+            import nothing_of_this_name  # noqa: F401
+
+    report = testing.check_solver(Broken(), order=1, only=["order", "layout"], raise_on_fail=False)
+    assert [o.status for o in report.outcomes] == ["ERROR", "ERROR"]
+    assert not testing.check_solver(sd.ddim(), only=["weak_order"], raise_on_fail=False).ok
+    for arguments, message in (
+        ({"only": []}, "nothing would be checked"),
+        ({"only": "order"}, r"must be a list.*\['order'\]"),
+        ({"expected_failed": {"order": ""}}, "to reasons"),
+        ({"order": "2"}, "whole number"),
+        ({"process": sd.VP}, "Process object"),
+    ):
+        with pytest.raises(sd.InvalidArgumentError, match=message):
+            testing.check_solver(sd.ddim(), **arguments)
+
+
+class TwoDraws(sd.OneStep):
+    """Euler-Maruyama whose noise is that of its two half steps."""
+
+    eta = 1.0
+    stochastic = True
+
+    def step(self, model, x, now, next, carry, noise):
+        middle = model.process.level((now.t + next.t) / 2)
+        z = (noise(x, now, middle) + noise(x, middle, next)) * 0.5**0.5
+        return sd.euler_maruyama().step(model, x, now, next, carry, lambda *_: z)
+
+
+def test_a_solver_may_draw_more_than_once_a_step():
+    report = testing.check_solver(TwoDraws(), weak_order=1, strong_order=1, raise_on_fail=False)
+    assert report.ok, report
+    assert report["noise_rate"].status == "ok"
+    assert "not parts" in report["strong_order"].message
+
+
+def test_half_precision_labels_and_energies_are_checked():
+    def half(x, t, label):
+        return x / 2 + label[:, None].to(x.dtype)
+
+    model = sd.ScoreModel(VP, half, "noise", label=torch.arange(3.0))
+    assert testing.check_score_model(model, shape=(2,), dtype=torch.float16, raise_on_fail=False).ok
+    law = testing.PROBLEMS["three"].data
+    energy = sd.ScoreModel(VP, lambda x, t: -law.log_prob(x, VP.level(t)), "energy")
+    assert testing.check_score_model(energy, law, raise_on_fail=False).ok
+
+
+def test_faults_say_whether_they_came():
+    faulty = testing.faults(lambda x, t: x, "nan", sample=9, call=2)
+    x = torch.ones(3, 2)
+    faulty(x, x)
+    assert not faulty.fired
+    with pytest.raises(sd.InvalidArgumentError, match="the batch has 3"):
+        faulty(x, x)
+    assert faulty.fired
+
+
 def test_strong_errors_need_one_path():
     data = testing.PROBLEMS["widths"].data
     with pytest.raises(sd.InvalidArgumentError, match="one Brownian path"):

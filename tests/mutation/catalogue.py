@@ -86,6 +86,8 @@ TWO_M = {
     "draws from torch's generator": "global_state_untouched",
     "draws from numpy's generator": "global_state_untouched",
     "draws from random": "global_state_untouched",
+    "seeds torch's generator": "global_state_untouched",
+    "history on the solver, reset by init": "threads",
     "counts its steps": "copies",
     "stays in float32": "rotation",
     "carry grows": "carry_structure",
@@ -122,7 +124,9 @@ MARUYAMA = {
     "its own generator": "batch_independence",
     "the global generator": "global_state_untouched",
     "noise by position in the batch": "batch_independence",
-    "uniform noise": "weak_order",
+    "uniform noise": "affine",
+    "noise of the step before": "fresh_noise",
+    "noise asked for upwards": "fresh_noise",
 }
 STOCHASTIC_HEUN = {
     "a second draw for the second stage": "weak_order",
@@ -183,6 +187,7 @@ SCORES = {
     "batch mean subtracted": "batch_independence",
     "a swirl added": "conservative",
     "overflows far away": "finite",
+    "zero far away": "pull",
     "noise added": "purity",
     "float32 outside": "outputs",
     "flattened": "outputs",
@@ -207,6 +212,7 @@ NOISES = {
     "moves torch's generator": "untouched",
     "depends on x": "shape_alone",
     "float32 always": "outputs",
+    "reads the times": "no_host_reads",
 }
 SDES = {
     "divergence halved in the drift": "fokker_planck",

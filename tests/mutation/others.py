@@ -137,6 +137,8 @@ class Score(sd.mixtures.MixtureScore):
             return out + 1e-6 * torch.stack([-x[:, 1], x[:, 0]], 1)
         if self.has("overflows far away"):
             return out / (x.abs() < 5).all(1, keepdim=True)
+        if self.has("zero far away"):
+            return out * (x.abs() < 100).all(1, keepdim=True)
         if self.has("noise added"):
             return out + 1e-6 * torch.rand(x.shape, dtype=x.dtype)
         if self.has("float32 outside"):
@@ -191,6 +193,8 @@ class Noise:
             seeds = torch.div(seeds, 2, rounding_mode="floor")
         if fault == "a call counter in the key":
             tag += self.calls
+        if fault == "reads the times":
+            tag += int(float(now.t) > 1e9)
         z = sd.White(seeds)(x, now, next, tag)
         if fault == "too wide by 3 %":
             return 1.03 * z

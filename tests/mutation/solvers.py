@@ -59,9 +59,14 @@ class TwoM(Planted):
     def init(self, model: Any, x: Tensor, now: sd.Level) -> Any:
         if self.has("history kept on the solver"):
             return ()
+        if self.has("history on the solver, reset by init"):
+            self.store["carry"] = None
+            return ()
         return torch.full_like(now.t, -1e20), torch.zeros_like(widen(x))
 
     def step(self, model: Any, x: Tensor, now: sd.Level, next: sd.Level, carry: Any, noise: Any) -> sd.Step:
+        if self.has("history on the solver, reset by init"):
+            carry = self.store["carry"] or (torch.full_like(now.t, -1e20), torch.zeros_like(widen(x)))
         if self.has("history kept on the solver"):
             carry = self.store.get("carry") or (torch.full_like(now.t, -1e20), torch.zeros_like(widen(x)))
             carry = carry if carry[1].shape == x.shape else (torch.full_like(now.t, -1e20), torch.zeros_like(widen(x)))
@@ -127,6 +132,8 @@ class TwoM(Planted):
             return sd.Step(x, carry)
         if self.has("draws from torch's generator"):
             torch.rand(1)
+        if self.has("seeds torch's generator"):
+            torch.manual_seed(123)
         if self.has("draws from numpy's generator"):
             np.random.rand()
         if self.has("draws from random"):
@@ -144,7 +151,7 @@ class TwoM(Planted):
             carry = (carry[0], old[1])
         if self.has("counts its steps"):
             self.store["steps"] = self.store.get("steps", 0) + 1
-        if self.has("history kept on the solver"):
+        if self.has("history kept on the solver") or self.has("history on the solver, reset by init"):
             self.store["carry"] = carry
             return sd.Step(out.to(x.dtype), ())
         return sd.Step(out.double() if self.has("promotes the state") else out.to(x.dtype), carry)
@@ -238,6 +245,10 @@ class Maruyama(Planted):
         return sd.Step(out.to(x.dtype), carry)
 
     def _normals(self, noise: Any, x: Tensor, now: sd.Level, next: sd.Level) -> Tensor:
+        if self.has("noise of the step before"):
+            return noise(x, now._replace(t=2 * now.t - next.t), now)
+        if self.has("noise asked for upwards"):
+            return noise(x, next, now)
         if self.has("the same noise every step"):
             first = now._replace(t=torch.ones_like(now.t))
             return noise(x, first, first._replace(t=torch.zeros_like(now.t)))

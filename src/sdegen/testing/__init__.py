@@ -65,6 +65,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "recipes", "strategies"]
+
+
 def __getattr__(name: str) -> Any:
     if name in ("strategies", "recipes"):
         return importlib.import_module(f"sdegen.testing.{name}")

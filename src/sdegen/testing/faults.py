@@ -59,7 +59,7 @@ FAULTS: dict[str, Callable[[Tensor, Tensor, int], Any]] = {
     "python float": lambda out, x, row: 0.5,
     "none": lambda out, x, row: None,
     "tuple": lambda out, x, row: (out,),
-    "numpy": lambda out, x, row: out.detach().numpy(),
+    "numpy": lambda out, x, row: out.detach().cpu().numpy(),
     "other device": lambda out, x, row: out.to("meta"),
     "edits its input": _edit_input,
     "raise": _raise,
@@ -72,7 +72,8 @@ class FaultyScore:
     """A score model that answers like `score`, but for its call number `call` (the first is 1).
 
     It is a model itself (`process`, and a call with a level), and a plain callable `(x, time)` for a `ScoreModel`,
-    where it counts the calls of the network. `calls` is how many there were; `reset()` starts anew.
+    where it counts the calls of the network. `calls` is how many there were, `fired` whether the fault's own was
+    among them; `reset()` starts anew.
     """
 
     def __init__(self, score: Any, kind: str, sample: int = 0, call: int = 1) -> None:
@@ -89,12 +90,19 @@ class FaultyScore:
         process: Process = self.score.process
         return process
 
+    @property
+    def fired(self) -> bool:
+        """Whether the call came that the fault was for."""
+        return self.calls >= self.call
+
     def reset(self) -> None:
         """Count calls from the start again."""
         self.calls = 0
 
     def __call__(self, x: Tensor, level: Level | Tensor, *want: Any, **condition: Any) -> Any:
         self.calls += 1
+        if self.calls == self.call and self.sample >= len(x):
+            raise InvalidArgumentError(f"the fault is for sample {self.sample} (from 0), and the batch has {len(x)}")
         out = self.score(x, level, *want, **condition)
         return FAULTS[self.kind](out, x, self.sample) if self.calls == self.call else out
 

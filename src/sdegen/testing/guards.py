@@ -22,7 +22,7 @@ def global_state() -> dict[str, Any]:
     return {
         "torch's generator": torch.get_rng_state().numpy().tobytes(),
         "CUDA's generators": b"".join(s.numpy().tobytes() for s in torch.cuda.get_rng_state_all())
-        if torch.cuda.is_available()
+        if torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         else b"",
         "numpy's generator": (numbers[0], numbers[1].tobytes(), *numbers[2:]),
         "random's generator": random.getstate(),

@@ -35,6 +35,10 @@ F64 = torch.float64
 _AFFINE = 1e-6
 
 
+class NoLawError(InvalidArgumentError):
+    """The law of a solver is not given by unit responses: it is not affine, or couples its batch."""
+
+
 class Law(NamedTuple):
     """The Gaussian law of a sampler's output: mean `[D]` and covariance `[D, D]`, elements in row-major order."""
 
@@ -136,6 +140,7 @@ def _root(cov: Tensor) -> Tensor:
 
 def _count(model: Model, solver: Solver, times: Tensor, x: Tensor) -> int:
     """How many normals a solve draws."""
+    _check_rows(model, solver, times, x)
     if not solver.stochastic:
         return 0
     counter = _Units(1)
@@ -143,11 +148,24 @@ def _count(model: Model, solver: Solver, times: Tensor, x: Tensor) -> int:
     return len(counter.draws)
 
 
+def _ones(x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
+    return torch.ones_like(x)
+
+
+def _check_rows(model: Model, solver: Solver, times: Tensor, x: Tensor) -> None:
+    """Raises unless a row's result is its own, whatever its batch-mate is."""
+    pair = torch.cat([x, x])
+    wild = torch.cat([x, 1e3 * (1 + x.abs())])
+    alone, beside = (responses(model, solver, times, y, _ones)[0] for y in (pair, wild))
+    if not bool(((alone - beside).abs() <= 1e-9 * (1 + alone.abs())).all()):
+        raise NoLawError(f"{solver} couples the samples of a batch: a sample has no law of its own")
+
+
 def _check_affine(solver: Solver, out: Tensor, moved: Tensor) -> None:
     gap = float((out[-1] - out[0] + moved.sum(0) / 2).abs().max())
     size = float(out[0].abs().max() + moved.abs().sum(0).max())
     if not gap <= _AFFINE * size:
-        raise InvalidArgumentError(
+        raise NoLawError(
             f"{solver} is not affine on Gaussian data (off by {gap / size:.1e}): its law there is not given by unit "
             "responses; use exact_law_1d, or a statistical test"
         )
@@ -180,12 +198,13 @@ class _Path:
 
     def __call__(self, x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
         if tag:
-            raise InvalidArgumentError(
-                "a strong order is that of a method driven by one Brownian path, with tag 0 alone"
-            )
+            raise NoLawError("a strong order is that of a method driven by one Brownian path, with tag 0 alone")
         flat = x.new_zeros(x.shape[0], x[0].numel())
         size, total = flat.shape[1], abs(float(next.t - now.t))
         inside = (self.fine[:-1] <= now.t) & (self.fine[1:] >= next.t)
+        covered = float((self.fine[:-1] - self.fine[1:])[inside].sum())
+        if abs(covered - total) > 1e-9 * total:
+            raise NoLawError("a strong order is measured for draws over whole steps of the grid, not parts")
         for k in inside.nonzero().flatten().tolist():
             share = math.sqrt(abs(float(self.fine[k + 1] - self.fine[k])) / total)
             start = self.first + k * size

@@ -7,6 +7,7 @@ cases: Hypothesis searches for one that breaks it and shrinks it to a small one 
 from __future__ import annotations
 
 import math
+import sys
 import textwrap
 import time
 import traceback
@@ -54,6 +55,8 @@ class Measure(NamedTuple):
         """How much of what is allowed is used: 1 at a bound; NaN counts as infinite."""
         if math.isnan(self.value):
             return math.inf
+        if math.isinf(self.high):
+            return self.low / self.value if self.value > 0 else math.inf
         if math.isinf(self.low):
             return self.value / self.high if self.high > 0 else math.inf if self.value > self.high else 0.0
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
@@ -63,7 +66,9 @@ class Measure(NamedTuple):
         if self.yes_or_no:
             return self.what
         exact = self.high == 0.0 and math.isinf(self.low)
-        bound = "0" if exact else f"{self.high:.3g}" if math.isinf(self.low) else f"{self.low:.3g} to {self.high:.3g}"
+        if math.isinf(self.high):
+            return f"{self.what}: {self.value:.3g}, at least {self.low:.3g}"
+        bound = "0" if exact else f"{self.high:.3g}" if math.isinf(self.low) else f"{self.low:.4g} to {self.high:.4g}"
         return f"{self.what}: {self.value:.3g}, allowed {bound}"
 
 
@@ -117,6 +122,9 @@ class Suite:
 
         return add
 
+    def __repr__(self) -> str:
+        return f"<{len(self)} properties of a {self.kind}; print it to read them>"
+
     def __iter__(self) -> Iterator[Property]:
         return iter(self.properties)
 
@@ -128,6 +136,8 @@ class Suite:
 
     def named(self, names: Iterable[str]) -> set[str]:
         """The names as a set; raises InvalidArgumentError on one that no property has."""
+        if isinstance(names, str):
+            raise InvalidArgumentError(f"names of properties must be a list, got {names!r}; write [{names!r}]")
         known = [p.name for p in self]
         for name in names:
             if name not in known:
@@ -169,8 +179,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every property holds that was expected to."""
-        return not self.failed
+        """Whether something was checked and every property holds that was expected to."""
+        return not self.failed and any(o.status != INAPPLICABLE for o in self.outcomes)
 
     def __bool__(self) -> bool:
         return self.ok
@@ -186,7 +196,10 @@ class Report:
         return sum(o.examples for o in self.outcomes)
 
     def __getitem__(self, name: str) -> Outcome:
-        return next(o for o in self.outcomes if o.prop.name == name)
+        found = {o.prop.name: o for o in self.outcomes}
+        if name not in found:
+            raise KeyError(f"{name!r} was not checked: {hint(name, list(found), 'checked were')}")
+        return found[name]
 
     def __str__(self) -> str:
         checked = [o for o in self.outcomes if o.status != INAPPLICABLE]
@@ -233,9 +246,9 @@ class Report:
 class _BrokenError(AssertionError):
     """A measure out of its bounds, on its way out of Hypothesis."""
 
-    def __init__(self, measure: Measure, case: Any = None) -> None:
+    def __init__(self, measure: Measure, case: Any = None, why: str = "") -> None:
         super().__init__(str(measure))
-        self.measure, self.case = measure, case
+        self.measure, self.case, self.why = measure, case, why
 
 
 class _Worst:
@@ -243,6 +256,7 @@ class _Worst:
 
     def __init__(self) -> None:
         self.measure: Measure | None = None
+        self.broken: _BrokenError | None = None
         self.cases = 0
 
     def see(self, measures: Iterable[Measure], case: Any = None) -> None:
@@ -250,7 +264,8 @@ class _Worst:
             if self.measure is None or measure.ratio > self.measure.ratio:
                 self.measure = measure
             if not measure.holds:
-                raise _BrokenError(measure, case)
+                self.broken = _BrokenError(measure, case)
+                raise self.broken
 
 
 def examine(prop: Property, subject: Any, scale: float = 1.0, reason: str | None = None) -> Outcome:
@@ -272,26 +287,31 @@ def examine(prop: Property, subject: Any, scale: float = 1.0, reason: str | None
         worst.measure = broken.measure
         status, message = FAILED, str(broken.measure)
         if broken.case is not None:
-            message += f"\nfor {broken.case!r}"
+            told = getattr(broken.case, "told", None)
+            message += f"\nfor {broken.case!r}" + (f": {told(subject)}" if told else "")
+            message += f"\n({broken.why})" if broken.why else ""
     except Inapplicable as reason_why:
         return Outcome(prop, INAPPLICABLE, message=str(reason_why))
-    except ImportError as error:
-        return Outcome(prop, INAPPLICABLE, message=f"needs {error.name}: pip install 'sdegen[testing]'")
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         status = ERROR
         message = f"{type(error).__name__}: {error}\nin {where.name}, line {where.lineno} of {where.filename}"
-    if reason is not None:
-        status = EXPECTED if status in (FAILED, ERROR) else FAILED
+    if status == PASSED and worst.measure is None:
+        return Outcome(prop, INAPPLICABLE, message="none of the cases that were tried applies")
+    if reason is not None and status != ERROR:
+        status = EXPECTED if status == FAILED else FAILED
         message = f"as expected: {reason}" if status == EXPECTED else f"holds, and was expected to fail: {reason}"
     return Outcome(prop, status, worst.measure, worst.cases, time.perf_counter() - start, message)
 
 
 def _search(prop: Property, subject: Any, examples: int, worst: _Worst) -> None:
     """Let Hypothesis look for a case that breaks the property, and shrink what it finds."""
-    import hypothesis
-
-    quiet = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large]
+    try:
+        import hypothesis
+    except ModuleNotFoundError:
+        raise Inapplicable("needs Hypothesis: pip install 'sdegen[testing]'") from None
+    names = ("too_slow", "data_too_large", "nested_given", "filter_too_much")
+    quiet = [check for check in hypothesis.HealthCheck if check.name in names]
 
     @hypothesis.settings(
         max_examples=examples,
@@ -307,7 +327,13 @@ def _search(prop: Property, subject: Any, examples: int, worst: _Worst) -> None:
         worst.cases += 1
         worst.see(prop.check(subject, case), case)
 
-    one()
+    try:
+        one()
+    except hypothesis.errors.Flaky:
+        if worst.broken is None:
+            raise
+        # the same case gave another result: it keeps state, or draws from somewhere else
+        raise _BrokenError(worst.broken.measure, worst.broken.case, "a case that did not give the same again") from None
 
 
 def run(
@@ -361,6 +387,8 @@ class Check:
 
     def __call__(self) -> Outcome:
         outcome = self.outcome()
+        if outcome.status == INAPPLICABLE and "pytest" in sys.modules:
+            sys.modules["pytest"].skip(outcome.message)
         if outcome.bad:
             raise PropertyError(str(Report(self.title, (outcome,))), Report(self.title, (outcome,)))
         return outcome
@@ -376,9 +404,14 @@ def bound(
     full: bool = False,
 ) -> list[Check]:
     """The suite's properties bound to a subject, those that do not apply included."""
-    expected = dict(expected_failed or {})
+    given: Any = {} if expected_failed is None else expected_failed
+    if not isinstance(given, Mapping) or not all(isinstance(reason, str) and reason for reason in given.values()):
+        raise InvalidArgumentError(f"expected_failed must map properties to reasons, got {given!r}")
+    expected = dict(given)
     suite.named(expected)
-    names = suite.named([p.name for p in suite] if only is None else list(only))
+    names = suite.named([p.name for p in suite] if only is None else only)
+    if not names:
+        raise InvalidArgumentError("only= names no property, so nothing would be checked")
     return [
         Check(p, subject, title, 10.0 if full else 1.0, expected.get(p.name))
         for p in suite

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from sdegen.errors import InvalidTypeError
 from sdegen.process import Process
 from sdegen.sde import SDE
@@ -37,6 +39,10 @@ def checks(subject: Any, **options: Any) -> list[Check]:
     `PropertyError` if its property fails. Raises InvalidTypeError on what is none of these.
     """
     found: list[Check]
+    made = isinstance(subject, type) and (issubclass(subject, SDE) or hasattr(subject, "step"))
+    if made or isinstance(subject, torch.nn.Module):
+        advice = "make one first" if made else "wrap it: sd.ScoreModel(process, net)"
+        raise InvalidTypeError(f"checks takes an object to check, got {subject!r}; {advice}")
     if isinstance(subject, Process):
         found = process_cases(subject, **options)
     elif isinstance(subject, SDE):
@@ -62,6 +68,8 @@ def parametrize_with_checks(subjects: Iterable[Any], **options: Any) -> Any:
     """
     import pytest
 
+    if not isinstance(subjects, Iterable):
+        raise InvalidTypeError(f"subjects must be a list, got {subjects!r}; write [{subjects!r}]")
     cases = []
     for entry in subjects:
         subject, own = entry if isinstance(entry, tuple) else (entry, {})

@@ -63,13 +63,14 @@ class Claim:
         seeds: Tensor | None = None,
         noise: Any = None,
         solver: Solver | None = None,
+        observe: Any = None,
     ) -> Solution:
         """A solve with failed rows returned, on the exact model of 'three' unless another is given."""
         if isinstance(times, int):
             times = self.times(times)
         if noise is None and self.stochastic:
             noise = noises.White(noises.seeds(9, len(x)) if seeds is None else seeds)
-        return run(model or self.model(), x, Fixed(times), solver or self.solver, noise, None, False)
+        return run(model or self.model(), x, Fixed(times), solver or self.solver, noise, observe, False)
 
     def levels(self, n: int) -> list[Level]:
         """The levels of `times(n)`, one by one."""
@@ -87,7 +88,7 @@ def claim(
     eta: float | None = None,
 ) -> Claim:
     """The claim of `check_solver`'s arguments; what is not given is taken from the solver's own declarations."""
-    missing = [name for name in ("init", "step", "evals", "stochastic", "memory") if not hasattr(solver, name)]
+    missing = [name for name in ("init", "step", "evals", "stochastic", "memory", "grid") if not hasattr(solver, name)]
     if isinstance(solver, type) or missing:
         raise InvalidArgumentError(
             f"check_solver takes a solver object such as sd.ddim(), got {solver!r}"
@@ -108,9 +109,15 @@ def claim(
     if invariant is None:
         frame = getattr(solver, "frame", None)
         invariant = frame is not None and frame != TIME
+    for name, value in (("order", order), ("weak_order", weak_order)):
+        if value is not None and (type(value) is not int or not 1 <= value <= 12):
+            raise InvalidArgumentError(f"{name} must be a whole number from 1 to 12, got {value!r}")
+    if process is not None and not isinstance(process, Process):
+        raise InvalidArgumentError(f"process must be a Process object such as sd.VP(), got {process!r}")
     if eta is None:
         own = getattr(solver, "eta", None)
-        eta = getattr(own, "eta", own)
+        own = getattr(own, "eta", own)
+        eta = own if isinstance(own, (int, float)) else None
     return Claim(solver, order, weak_order, strong_order, exact, invariant, process or VP(), eta)
 
 

@@ -188,7 +188,9 @@ def no_host_reads(subject: Sourced) -> Iterator[Measure]:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         try:
             source = subject.make(mode.from_tensor(noises.seeds(0, 3)))
-            source(mode.from_tensor(torch.zeros(3, 2, dtype=F64)), subject.level(0.8), subject.level(0.6))
+            # levels too: on an accelerator they may live where reading them waits
+            now, next = (Level(*map(mode.from_tensor, subject.level(share))) for share in (0.8, 0.6))
+            source(mode.from_tensor(torch.zeros(3, 2, dtype=F64)), now, next)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
     yield holds(f"a value was read: {message}", not message)
@@ -314,6 +316,8 @@ def check_noise(
     steps which share time are not independent. Options as in `sdegen.testing.report.run`. Raises InvalidTypeError on
     what cannot be called, PropertyError if a property fails.
     """
+    if hasattr(make, "seeds") and not isinstance(make, type):
+        raise InvalidTypeError("check_noise takes what makes a source from seeds [B]: sd.White, not sd.White(seeds)")
     if not callable(make):
         raise InvalidTypeError(f"check_noise takes what makes a source from seeds [B], such as sd.White; got {make!r}")
     subject = Sourced(make, process or VP(), path)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,10 +15,11 @@ from torch._subclasses import FakeTensorMode
 
 from sdegen import noise as noises
 from sdegen.checks import network
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreTypeError
 from sdegen.mixtures import GaussianMixture
 from sdegen.process import Process
 from sdegen.sde import Level, Model
+from sdegen.tensors import widen
 from sdegen.testing.guards import differing, global_state
 from sdegen.testing.report import Check, Measure, Report, Suite, bound, holds, run
 from sdegen.testing.rounding import mixture_error
@@ -61,6 +63,11 @@ class At(NamedTuple):
     n: int = 3
     spread: float = 1.0
 
+    def told(self, subject: Scored) -> str:
+        """Where that is."""
+        level = self.level(subject.process)
+        return f"t = {float(level.t):.6g}, lam = {float(level.lam):.4g}"
+
     def level(self, process: Process) -> Level:
         return process.level(process.t_min + self.share * (process.t_max - process.t_min))
 
@@ -84,7 +91,9 @@ def points(subject: Scored) -> Any:
 
 
 def known(subject: Scored) -> str | None:
-    return None if subject.exact else "its law is not known exactly: give reference="
+    if subject.exact:
+        return None if subject.dtype == F64 else f"theorems are checked in float64, and it runs in {subject.dtype}"
+    return "its law is not known: give reference=" if subject.law is None else "tol > 0: it need not be exact"
 
 
 def _compared(subject: Scored) -> str | None:
@@ -107,7 +116,8 @@ def outputs(subject: Scored, case: At) -> Iterator[Measure]:
     for want in PREDICTIONS:
         out = subject.model(x, level, want)
         yield holds(f"{want} has shape {list(out.shape)}, x {list(x.shape)}", out.shape == x.shape)
-        yield holds(f"{want} has dtype {out.dtype}, x {x.dtype}", out.dtype == x.dtype)
+        wide = (x.dtype, widen(x).dtype)  # a half-precision state may be answered in float32
+        yield holds(f"{want} has dtype {out.dtype}, x {x.dtype}", out.dtype in wide)
         yield holds(f"{want} is on {out.device}", out.device == x.device)
         size = out.abs().max() + x.abs().max() / level.sigma
         yield _close(subject, f"{want} at a level per row", subject.model(x, rows, want), out, size, 1e3)
@@ -293,9 +303,12 @@ def agrees(subject: Scored, case: At) -> Iterator[Measure]:
         yield Measure("error of the predicted noise", float(gap), subject.tol)
         return
     law: Any = subject.law
-    limit = mixture_error(law, x, level, 0.0, 1.0)[0] if law is not None else 1e-9 * (1 + exact.abs().max())
+    scale = subject.eps / torch.finfo(F64).eps
+    limit = scale * mixture_error(law, x, level, 0.0, 1.0)[0] if law is not None else 1e-9 * (1 + exact.abs().max())
     yield Measure(
-        "predicted noise over its rounding bound", float(((ours - exact).flatten(1).norm(dim=1) / limit).max()), 16
+        "predicted noise over its rounding bound (a trained network needs tol > 0)",
+        float(((ours - exact).flatten(1).norm(dim=1) / limit).max()),
+        16,
     )
 
 
@@ -342,6 +355,10 @@ def scored(model: Any, reference: Any = None, shape: Any = None, tol: float = 0.
         raise InvalidTypeError(f"check_score_model takes a score model on a Process, got {model!r}; see sd.ScoreModel")
     if not 0.0 <= tol < float("inf"):
         raise InvalidArgumentError(f"tol must be finite and >= 0, got {tol}")
+    if reference is not None and not isinstance(reference, GaussianMixture) and not hasattr(reference, "process"):
+        raise InvalidTypeError(f"reference must be a GaussianMixture or a score model, got {reference!r}")
+    if any(isinstance(v, Tensor) and v.ndim and v.shape[0] != 1 for v in getattr(model, "condition", {}).values()):
+        model = model.rows(torch.zeros(1, dtype=torch.int64))  # the first sample's condition, for all
     own = getattr(model, "mixture", None)
     law = reference if isinstance(reference, GaussianMixture) else getattr(reference, "mixture", own)
     if isinstance(reference, GaussianMixture):
@@ -351,9 +368,22 @@ def scored(model: Any, reference: Any = None, shape: Any = None, tol: float = 0.
     weights = (
         [p for p in module.parameters() if p.is_floating_point()] if (module := network(model)) is not None else []
     )
-    dtype = dtype or (weights[0].dtype if weights else F64)
     event: Any = law.shape if shape is None and law is not None else shape
+    if not isinstance(event, Sequence) or (law is not None and tuple(event) != tuple(law.shape)):
+        own_shape = f", and the law's is {tuple(law.shape)}" if law is not None else ""
+        raise InvalidArgumentError(f"shape must be a sample's, such as (3, 32, 32), got {event!r}{own_shape}")
+    dtype = dtype or (weights[0].dtype if weights else _works(model, tuple(event)))
     return Scored(model, law, reference, tol, tuple(event), dtype)
+
+
+def _works(model: Any, shape: tuple[int, ...]) -> torch.dtype:
+    """The first dtype in which a function that hides its weights can be called."""
+    level = model.process.level((model.process.t_min + model.process.t_max) / 2)
+    for dtype in (F64, torch.float32):
+        with contextlib.suppress(RuntimeError, ScoreTypeError), torch.no_grad():
+            model(torch.zeros(1, *shape, dtype=dtype), level)
+            return dtype
+    return F64
 
 
 def score_cases(

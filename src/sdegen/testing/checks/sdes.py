@@ -50,6 +50,10 @@ class Place(NamedTuple):
     seed: int
     n: int = 3
 
+    def told(self, subject: General) -> str:
+        """Where that is."""
+        return f"t = {float(self.t(subject)):.6g}"
+
     def t(self, subject: General) -> Tensor:
         span = subject.sde.t_max - subject.sde.t_min
         return off_knots(subject.sde, torch.tensor(subject.sde.t_min + self.share * span, dtype=F64))

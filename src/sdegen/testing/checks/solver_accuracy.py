@@ -16,9 +16,9 @@ from sdegen.process import Process
 from sdegen.sde import Level
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, deterministic, mixture_of, noisy
 from sdegen.testing.densities import exact_law_1d
-from sdegen.testing.laws import exact_law, path_error
-from sdegen.testing.problems import by_lam, reference, slope, uneven
-from sdegen.testing.report import Inapplicable, Measure
+from sdegen.testing.laws import NoLawError, exact_law, path_error
+from sdegen.testing.problems import by_lam, off_knots, reference, slope, uneven
+from sdegen.testing.report import Inapplicable, Measure, holds
 
 EPS = torch.finfo(F64).eps
 
@@ -38,12 +38,19 @@ def order(subject: Claim) -> Iterator[Measure]:
     p = subject.order or 0
     x, exact = reference(subject.process, "three", 1000 if p < 6 else 3000)
     # order 6 shows later: at 160 and 320 steps its slope is still 5.4 to 5.9, and rises
-    ns = (80, 160) if p < 3 else (160, 320) if p < 6 else (320, 480)
+    ns = (80, 160) if p < 3 else (160, 320) if p < 6 else (400, 600)
     errors = [float((subject.solve(x, uneven(subject.process, n)).x - exact).abs().mean()) for n in ns]
     seen = slope(errors, ns[1] / ns[0])
     # either way the neighbouring orders are excluded; from order 4 on slopes settle late
     reach = 0.25 if p < 4 else 0.5
-    yield Measure(f"slope at {ns[0]} and {ns[1]} steps", seen, p + reach, p - reach)
+    yield Measure(f"slope at {ns[0]} and {ns[1]} steps{_seems(seen, p)}", seen, p + reach, p - reach)
+
+
+def _seems(seen: float, p: int) -> str:
+    """What a slope that is not p looks like."""
+    if abs(seen - p) < 0.5:
+        return ""
+    return f" (as of order {round(seen)})" if seen > 0.5 else " (it does not tend to the flow)"
 
 
 @SOLVER.states("law_n - law = O(h^p), mean and covariance on Gaussian data, computed", applies=_declared("weak_order"))
@@ -52,7 +59,13 @@ def weak_order(subject: Claim) -> Iterator[Measure]:
     target = data.marginal(process.level(by_lam(process, 1)[-1]))
     # the leading term of a method with memory may be small: it takes finer grids to stand out
     ns = (160, 320, 640) if subject.solver.memory else (40, 80, 160)
-    gaps = [exact_law(subject.solver, process, data, by_lam(process, n)).gap(target) for n in ns]
+    try:
+        gaps = [exact_law(subject.solver, process, data, by_lam(process, n)).gap(target) for n in ns]
+    except NoLawError as error:
+        raise Inapplicable(str(error)) from None
+    except InvalidArgumentError as error:
+        yield holds(str(error), False)
+        return
     # 2^(p+1) g_2n - g_n has the leading term of g_n alone, the next power of the step taken out
     rid = [2 ** (p + 1) * fine - coarse for coarse, fine in itertools.pairwise(gaps)]
     seen = slope([float(gap.norm()) for gap in rid])
@@ -63,7 +76,10 @@ def weak_order(subject: Claim) -> Iterator[Measure]:
 def strong_order(subject: Claim) -> Iterator[Measure]:
     p = subject.strong_order or 0
     data, process, ns = mixture_of("widths"), subject.process, (40, 80, 160) if subject.solver.memory else (20, 40, 80)
-    errors = [path_error(subject.solver, process, data, by_lam(process, n)) for n in ns]
+    try:
+        errors = [path_error(subject.solver, process, data, by_lam(process, n)) for n in ns]
+    except NoLawError as error:
+        raise Inapplicable(str(error)) from None
     seen = f"order, extrapolated from {ns[0]}, {ns[1]} and {ns[2]} steps"
     yield Measure(seen, _limit(errors), p + 0.1, p - 0.1)
 
@@ -96,8 +112,9 @@ def _exact_cases(subject: Claim) -> Any:
 
     from sdegen.testing import strategies as st
 
-    ends = hs.lists(hs.floats(0, 1), min_size=2, max_size=4, unique=True)
-    return hs.builds(Steps, st.processes(), ends, hs.sampled_from(subject.exact))
+    ends = hs.lists(hs.integers(0, 20), min_size=2, max_size=4, unique=True)
+    shares = ends.map(lambda numbers: [n / 20 for n in sorted(numbers, reverse=True)])
+    return hs.builds(Steps, st.processes(), shares, hs.sampled_from(subject.exact))
 
 
 class Steps(NamedTuple):
@@ -117,10 +134,7 @@ def exactness(subject: Claim, case: Steps) -> Iterator[Measure]:
     process, ends, kind = case
     width = getattr(getattr(subject.solver, "frame", None), "sigma_data", 1.0) if kind == "gaussian" else 0.0
     data = Gaussian([0.0, 0.0] if width else [0.7, -2.0], std=width)
-    times = torch.tensor(sorted(ends, reverse=True), dtype=F64)
-    times = process.t_min + (process.t_max - process.t_min) * times
-    if float(times.diff().abs().min()) < 1e-6 * process.t_max:
-        return
+    times = process.t_min + (process.t_max - process.t_min) * torch.tensor(ends, dtype=F64)
     first, last = process.level(times[0]), process.level(times[-1])
     if subject.stochastic:
         law = exact_law(subject.solver, process, data, times)
@@ -168,7 +182,7 @@ def process_invariance(subject: Claim, case: Two) -> Iterator[Measure]:
     lows = [float(p.level(p.t_max).lam) for p in (one, two)]
     low, high = max(*lows, -6.0), min(*tops, 6.0)
     if high - low < 0.5:
-        return
+        return  # too short a range in common: such a case says nothing
     length = share * (high - low)
     low = low + place * (high - low - length)
     lams = torch.linspace(low, low + length, n + 1, dtype=F64)
@@ -255,10 +269,15 @@ def liouville(subject: Claim) -> Iterator[Measure]:
     yield Measure("order of the gap", math.inf if gaps[1] < 1e-10 else slope(gaps), math.inf, p - 0.5)
 
 
-@SOLVER.states("on N(0, 1) data a step is affine in x and in its normals", applies=noisy)
+@SOLVER.states("on Gaussian data a solve is affine in its start and its normals, row by row", applies=noisy)
 def affine(subject: Claim) -> Iterator[Measure]:
     times = by_lam(subject.process, 4)
-    law = exact_law(subject.solver, subject.process, mixture_of("widths"), times)
+    try:
+        law = exact_law(subject.solver, subject.process, mixture_of("widths"), times)
+    except InvalidArgumentError as error:
+        # a corrector with a rule of its own, or clipping, may mean to: then this is an expected failure
+        yield holds(str(error), False)
+        return
     yield Measure("non-finite moments", float((~law.cov.isfinite()).sum() + (~law.mean.isfinite()).sum()))
 
 
@@ -272,15 +291,28 @@ def noise_rate(subject: Claim) -> Iterator[Measure]:
     x = mixture_of("widths").mean().repeat(5, 1)
     for share in (0.1, 0.5, 0.9):
         ratios = []
-        for h in (1e-3, 5e-4):
-            now = process.level(process.t_min + share * (process.t_max - process.t_min))
+        for h in (4e-4, 2e-4):
+            start = torch.tensor(process.t_min + share * (process.t_max - process.t_min), dtype=F64)
+            now = process.level(off_knots(process, start))
             next = process.level(now.t - h * (process.t_max - process.t_min))
-            out = subject.solver.step(model, x, now, next, subject.solver.init(model, x, now), _Unit(0)).x
-            kick = out[1:] - out[0]
-            ratios.append(float((kick @ kick.mT).diagonal().mean() / (process.variance_rate(now.t) * (now.t - next.t))))
+            kick = _kicks(subject.solver, model, x, now, next)
+            ratios.append(float(kick.square().sum() / x.shape[1] / (process.variance_rate(now.t) * (now.t - next.t))))
         seen, eta = 2 * ratios[1] - ratios[0], subject.eta or 0.0
-        # what is left after extrapolation is of second order in a step of a thousandth
-        yield Measure(f"variance over g^2 |dt| at {share:g} of the span", seen, eta**2 + 1e-3, eta**2 - 1e-3)
+        # what is left after extrapolation is of second order in a step of 4e-4
+        slack = 1e-3 * max(eta**2, 1e-4)
+        yield Measure(f"variance over g^2 |dt| at {share:g} of the span", seen, eta**2 + slack, eta**2 - slack)
+
+
+def _kicks(solver: Any, model: Any, x: Tensor, now: Level, next: Level) -> Tensor:
+    """What each normal that a step draws does to x: rows, one after another, of as many as there are."""
+
+    def out(unit: _Unit) -> Tensor:
+        moved: Tensor = solver.step(model, x, now, next, solver.init(model, x, now), unit).x
+        return moved
+
+    quiet = _Unit(-1)
+    base = out(quiet)
+    return torch.cat([out(_Unit(k))[1:] - base[1:] for k in range(quiet.calls)])
 
 
 def _corrects(subject: Claim) -> str | None:

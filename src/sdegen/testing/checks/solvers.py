@@ -7,7 +7,7 @@ from typing import Any
 
 from sdegen.process import Process
 from sdegen.testing.checks import solver_accuracy, solver_contract, solver_numerics  # noqa: F401 - they add the properties
-from sdegen.testing.checks.claims import SOLVER, claim
+from sdegen.testing.checks.claims import SOLVER, Claim, claim
 from sdegen.testing.report import Check, Report, bound, run
 
 
@@ -43,13 +43,19 @@ def check_solver(
     return run(
         SOLVER,
         subject,
-        f"check_solver({solver})",
+        f"check_solver({solver})" + _unclaimed(subject),
         only=only,
         expected_failed=expected_failed,
         full=full,
         fail_fast=fail_fast,
         raise_on_fail=raise_on_fail,
     )
+
+
+def _unclaimed(subject: Claim) -> str:
+    if subject.order is not None or subject.weak_order is not None:
+        return ""
+    return f"\n  NO ORDER IS CHECKED: give {'weak_order' if subject.stochastic else 'order'}="
 
 
 def solver_cases(

@@ -16,7 +16,7 @@ from sdegen.process import Process
 from sdegen.sde import Level
 from sdegen.testing.checks.scores import SCORE, At, Scored, known, points
 from sdegen.testing.problems import off_knots
-from sdegen.testing.report import Measure
+from sdegen.testing.report import Inapplicable, Measure
 from sdegen.testing.rounding import mixture_error
 
 F64 = torch.float64
@@ -60,13 +60,12 @@ def tweedie(subject: Scored, case: At) -> Iterator[Measure]:
 
 
 def jacobian(model: Any, x: Tensor, level: Level, want: Any) -> Tensor:
-    """`d want_i / d x_j` `[B, D, D]`, one forward-mode pass per dimension."""
-    columns = []
-    for e in torch.eye(x[0].numel(), dtype=x.dtype):
-        direction = e.reshape(1, *x.shape[1:]).expand_as(x).clone()
-        column: Tensor = torch.func.jvp(lambda y: model(y, level, want), (x,), (direction,))[1]
-        columns.append(column.flatten(1))
-    return torch.stack(columns, -1)
+    """`d want_i / d x_j` `[B, D, D]`, one reverse pass per dimension."""
+    at = x.clone().requires_grad_()
+    with torch.enable_grad():
+        out = model(at, level, want).flatten(1)
+        rows = [torch.autograd.grad(out[:, i].sum(), at, retain_graph=True)[0] for i in range(out.shape[1])]
+    return torch.stack([row.flatten(1) for row in rows], 1)
 
 
 @SCORE.states("dscore/dx is symmetric: the field is conservative", applies=_small, given=points, examples=12)
@@ -187,7 +186,10 @@ def pull(subject: Scored, case: At) -> Iterator[Measure]:
     away = 1e3 * (level.alpha * width + level.sigma) * z
     x = level.alpha * mean + away
     along = (away * subject.model(x, level, "score")).flatten(1).sum(1)
-    yield Measure("largest (x - alpha m) . score", float(along.max()), 0.0)
+    # out there every direction is pulled by at least its inverse variance, which the total one bounds
+    total = level.alpha**2 * law.cov().trace() + level.sigma**2
+    pulled = along * total / away.flatten(1).square().sum(1)
+    yield Measure("largest (x - alpha m) . score, over -|x - alpha m|^2 / variance", float(pulled.max()), -0.5)
 
 
 def noises_of(subject: Scored, case: At) -> Tensor:
@@ -205,7 +207,7 @@ def noise_limit(subject: Scored) -> Iterator[Measure]:
         level.alpha * (law.cov().diagonal().max().sqrt() + (law.means - law.mean()).abs().max()) / level.sigma
     )
     if share > 0.1:
-        return
+        raise Inapplicable("its process does not end in almost pure noise")
     x = level.alpha * law.mean() + level.sigma * noises_of(subject, At(1.0, 3, 8))
     gap = subject.model(x, level, "noise") - (x - level.alpha * law.mean()) / level.sigma
     # the denoiser moves by its covariance, (alpha sd/sigma)^2 |z| per dimension, in units of the noise

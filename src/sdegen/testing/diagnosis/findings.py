@@ -128,8 +128,8 @@ def _reading(model: ScoreModel, scores: dict[Reading, float]) -> Iterator[Findin
         )
     else:  # no better than what knows only the data's size: a network that is not what it should be looks so too
         sentence = (
-            f"As declared the loss is {own:.2g} times the linear denoiser's; the reading that fares best ({score:.2g}) is "
-            f"that {cause}. If that is not so: is this the trained network, and are these its data?"
+            f"As declared the loss is {own:.2g} times the linear denoiser's; the best reading ({score:.2g}) is that "
+            f"{cause}. If that is not so: is this the trained network, and are these its data?"
         )
     yield Finding("reading", sentence)
 
