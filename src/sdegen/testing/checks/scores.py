@@ -105,8 +105,9 @@ def _wide(subject: Scored) -> str | None:
 
 
 def _close(subject: Scored, what: str, a: Tensor, b: Tensor, size: Tensor | float, factor: float = 64) -> Measure:
-    gap = (a.double() - b.double()).abs().max() if a.numel() else torch.zeros(())
-    return Measure(f"{what}, in roundings", float(gap / (subject.eps * (torch.as_tensor(size) + 1e-300))), factor)
+    gap = (a.detach().double() - b.detach().double()).abs().max() if a.numel() else torch.zeros(())
+    size = torch.as_tensor(size).detach()
+    return Measure(f"{what}, in roundings", float(gap / (subject.eps * (size + 1e-300))), factor)
 
 
 @SCORE.states("every prediction has x's shape, dtype and device, at a level [] and at a level per row", given=points)
@@ -281,10 +282,11 @@ def differentiable(subject: Scored, case: At) -> Iterator[Measure]:
     at = x.clone().requires_grad_()
     (pulled,) = torch.autograd.grad((subject.model(at, level, "noise") * v).sum(), at)
     h = 1e-5 * float(torch.hypot(level.alpha, level.sigma) * 0.1 + level.sigma)
-    numeric = (subject.model(x + h * v, level, "noise") - subject.model(x - h * v, level, "noise")) / (2 * h)
+    with torch.no_grad():
+        numeric = (subject.model(x + h * v, level, "noise") - subject.model(x - h * v, level, "noise")) / (2 * h)
+        value = 1 + subject.model(x, level, "noise").abs().max()
     # the noise predicted has derivatives of size 1/sigma; differences lose eps/h of values and h^2 of curvature
     size = 1 + pulled.abs().sum() + 1 / level.sigma
-    value = 1 + subject.model(x, level, "noise").abs().max()
     curved = (h / level.sigma) ** 2
     allowed = float(1e-6 + 64 * subject.eps * value / (h * size) + 1e2 * curved)
     yield Measure("relative gap", float(((pulled * v).sum() - (numeric * v).sum()).abs() / size), allowed)
@@ -373,7 +375,24 @@ def scored(model: Any, reference: Any = None, shape: Any = None, tol: float = 0.
         own_shape = f", and the law's is {tuple(law.shape)}" if law is not None else ""
         raise InvalidArgumentError(f"shape must be a sample's, such as (3, 32, 32), got {event!r}{own_shape}")
     dtype = dtype or (weights[0].dtype if weights else _works(model, tuple(event)))
-    return Scored(model, law, reference, tol, tuple(event), dtype)
+    quiet = _Quiet(model) if getattr(model, "predicts", "") == "energy" else model
+    return Scored(quiet, law, reference, tol, tuple(event), dtype)
+
+
+class _Quiet:
+    """A score model whose outputs carry a graph only where x does: an energy's always do."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    def __call__(self, x: Tensor, level: Level, want: Any = "score") -> Tensor:
+        out: Tensor = self.model(x, level, want)
+        return out if x.requires_grad else out.detach()
 
 
 def _works(model: Any, shape: tuple[int, ...]) -> torch.dtype:
