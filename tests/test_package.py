@@ -101,8 +101,10 @@ def test_no_forbidden_constructs(path):
             # the checks that copies are equal read bytes that they wrote themselves
             own = len(node.args) == 1 and ast.unparse(node.args[0]).startswith(("pickle.dumps(", "stored_bytes"))
             assert name != "pickle.loads" or (own and "testing" in path.parts), name
+            if path.name == "guards.py":  # which looks after the global generators
+                continue
             assert not re.match(r"torch\.(randn|rand|randint|normal)(_like)?$", name), name
-            assert not name.startswith("np.random") or name == "np.random.get_state", name
+            assert not name.startswith("np.random"), name
 
 
 @pytest.mark.parametrize("name", sorted(n for n in vars(sd) if not n.startswith("_")))

@@ -23,7 +23,7 @@ from sdegen.noise import NoiseSource
 from sdegen.process import Process
 from sdegen.processes import VP
 from sdegen.sde import Level
-from sdegen.testing.guards import differing, global_state
+from sdegen.testing.guards import differing, global_state, nobody_could
 from sdegen.testing.report import Check, Measure, Report, Suite, bound, holds, run
 
 F64 = torch.float64
@@ -177,7 +177,7 @@ def copies(subject: Sourced) -> Iterator[Measure]:
     try:
         twins.append(pickle.loads(pickle.dumps(source)))  # noqa: S301 - bytes made on this line
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        yield holds(f"pickle: {error}", "local" in str(error) or "lambda" in str(error))
+        yield holds(f"pickle: {error}", nobody_could(error))
     for twin in twins:
         yield Measure("elements that differ", float(differing(twin(x, *ends), whole)))
 

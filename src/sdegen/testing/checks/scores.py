@@ -20,7 +20,7 @@ from sdegen.mixtures import GaussianMixture
 from sdegen.process import Process
 from sdegen.sde import Level, Model
 from sdegen.tensors import widen
-from sdegen.testing.guards import differing, global_state
+from sdegen.testing.guards import differing, global_state, nobody_could
 from sdegen.testing.report import Check, Measure, Report, Suite, bound, holds, run
 from sdegen.testing.rounding import mixture_error
 
@@ -234,7 +234,7 @@ def copies(subject: Scored) -> Iterator[Measure]:
     try:
         twins.append(pickle.loads(pickle.dumps(subject.model)))  # noqa: S301 - bytes made on this line
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        yield holds(f"pickle: {error}", "local" in str(error) or "lambda" in str(error) or "pickle" in str(error))
+        yield holds(f"pickle: {error}", nobody_could(error))
     for twin in twins:
         yield Measure("elements that differ", float(differing(twin(x, level), whole)))
 

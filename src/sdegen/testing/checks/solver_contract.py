@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
-import random
 import re
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ from sdegen.sde import Level
 from sdegen.solution import Status
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, network, noisy
 from sdegen.testing.faults import faults
-from sdegen.testing.guards import differing, global_state, peak_memory
+from sdegen.testing.guards import differing, global_state, mid_stream, nobody_could, peak_memory
 from sdegen.testing.report import Measure, holds
 
 
@@ -186,18 +184,10 @@ def leaves(tree: Any) -> list[Tensor]:
 @SOLVER.states("no global generator moves, no mode of torch changes")
 def global_state_untouched(subject: Claim) -> Iterator[Measure]:
     x = subject.start(3)
-    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
-        # in the middle of their streams, where no seeding leaves them
-        for draw in (lambda: torch.rand(7), lambda: np.random.standard_normal(7), lambda: random.random()):
-            draw()
+    with mid_stream():
         before = global_state()
         subject.solve(x, 3)
         after = global_state()
-    finally:
-        torch.set_rng_state(kept[0])
-        np.random.set_state(kept[1])
-        random.setstate(kept[2])
     for name, value in before.items():
         yield holds(f"{name} changed", after[name] == value)
 
@@ -214,7 +204,7 @@ def copies(subject: Claim) -> Iterator[Measure]:
         stored_bytes = pickle.dumps(subject.solver)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         # a lambda or local class in an option cannot be pickled by anyone; that is the option's affair
-        yield holds(f"pickle: {error}", "local" in str(error) or "lambda" in str(error))
+        yield holds(f"pickle: {error}", nobody_could(error))
         return
     yield same("a pickle", subject.solve(x, 4, solver=pickle.loads(stored_bytes)).x, whole)  # noqa: S301
 
