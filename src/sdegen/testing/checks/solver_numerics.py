@@ -15,7 +15,7 @@ from sdegen.sde import Level
 from sdegen.solve import run
 from sdegen.solvers.base import Step
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, network
-from sdegen.testing.checks.solver_contract import same
+from sdegen.testing.checks.solver_bits import same
 from sdegen.testing.report import Measure, holds
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

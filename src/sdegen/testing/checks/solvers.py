@@ -6,9 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sdegen.process import Process
-from sdegen.testing.checks import solver_accuracy, solver_contract, solver_numerics  # noqa: F401 - they add the properties
 from sdegen.testing.checks.claims import SOLVER, Claim, claim
 from sdegen.testing.report import Check, Report, bound, run
+
+# They add the properties, in the order of a report.
+# isort: off
+from sdegen.testing.checks import solver_accuracy, solver_symmetry, solver_noise  # noqa: F401
+from sdegen.testing.checks import solver_bits, solver_contract, solver_numerics  # noqa: F401
+# isort: on
 
 
 def check_solver(
