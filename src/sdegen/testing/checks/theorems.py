@@ -17,7 +17,7 @@ from sdegen.sde import Level
 from sdegen.testing.checks.scores import SCORE, At, Scored, known, points
 from sdegen.testing.problems import off_knots
 from sdegen.testing.report import Inapplicable, Measure
-from sdegen.testing.rounding import mixture_error
+from sdegen.testing.rounding import covariances, mixture_error
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
@@ -186,8 +186,8 @@ def pull(subject: Scored, case: At) -> Iterator[Measure]:
     away = 1e3 * (level.alpha * width + level.sigma) * z
     x = level.alpha * mean + away
     along = (away * subject.model(x, level, "score")).flatten(1).sum(1)
-    # out there every direction is pulled by at least its inverse variance, which the total one bounds
-    total = level.alpha**2 * law.cov().trace() + level.sigma**2
+    # out there one component, however light, pulls by at least its inverse variance, which the largest trace bounds
+    total = level.alpha**2 * covariances(law).diagonal(dim1=1, dim2=2).sum(1).max() + level.sigma**2
     pulled = along * total / away.flatten(1).square().sum(1)
     yield Measure("largest (x - alpha m) . score, over -|x - alpha m|^2 / variance", float(pulled.max()), -0.5)
 
