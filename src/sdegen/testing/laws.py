@@ -138,27 +138,25 @@ def _root(cov: Tensor) -> Tensor:
     return root
 
 
+class _Ones:
+    """Every normal one; `draws` counts the different ones."""
+
+    def __init__(self) -> None:
+        self.draws: set[tuple[float, float, int]] = set()
+
+    def __call__(self, x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
+        self.draws.add((float(now.t), float(next.t), tag))
+        return torch.ones_like(x)
+
+
 def _count(model: Model, solver: Solver, times: Tensor, x: Tensor) -> int:
-    """How many normals a solve draws."""
-    _check_rows(model, solver, times, x)
-    if not solver.stochastic:
-        return 0
-    counter = _Units(1)
-    responses(model, solver, times, x.expand(2, *x.shape[1:]), counter)
-    return len(counter.draws)
-
-
-def _ones(x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
-    return torch.ones_like(x)
-
-
-def _check_rows(model: Model, solver: Solver, times: Tensor, x: Tensor) -> None:
-    """Raises unless a row's result is its own, whatever its batch-mate is."""
-    pair = torch.cat([x, x])
+    """How many normals a solve draws; raises unless a row's result is its own, whatever its batch-mate is."""
+    ones = _Ones()
     wild = torch.cat([x, 1e3 * (1 + x.abs())])
-    alone, beside = (responses(model, solver, times, y, _ones)[0] for y in (pair, wild))
+    alone, beside = (responses(model, solver, times, pair, ones)[0] for pair in (torch.cat([x, x]), wild))
     if not bool(((alone - beside).abs() <= 1e-9 * (1 + alone.abs())).all()):
         raise NoLawError(f"{solver} couples the samples of a batch: a sample has no law of its own")
+    return len(ones.draws)
 
 
 def _check_affine(solver: Solver, out: Tensor, moved: Tensor) -> None:

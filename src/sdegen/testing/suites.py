@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,15 +11,14 @@ import torch
 from sdegen.errors import InvalidTypeError
 from sdegen.process import Process
 from sdegen.sde import SDE
-from sdegen.testing.checks import theorems  # noqa: F401 - it adds properties
-from sdegen.testing.checks.claims import SOLVER
-from sdegen.testing.checks.noises import NOISE, noise_cases
-from sdegen.testing.checks.processes import PROCESS, process_cases
+from sdegen.testing.checks import solvers, theorems  # noqa: F401 - they add properties
+from sdegen.testing.checks.claims import SOLVER, claim
+from sdegen.testing.checks.noises import NOISE, sourced
+from sdegen.testing.checks.processes import PROCESS
 from sdegen.testing.checks.samplers import SAMPLER
-from sdegen.testing.checks.scores import SCORE, score_cases
-from sdegen.testing.checks.sdes import SDES, sde_cases
-from sdegen.testing.checks.solvers import solver_cases
-from sdegen.testing.report import Check, Suite
+from sdegen.testing.checks.scores import SCORE, scored
+from sdegen.testing.checks.sdes import SDES, general
+from sdegen.testing.report import Check, Suite, bound
 
 SUITES: dict[str, Suite] = {
     "solver": SOLVER,
@@ -32,32 +31,39 @@ SUITES: dict[str, Suite] = {
 """The properties by kind of object; print one to read its statements."""
 
 
-def checks(subject: Any, **options: Any) -> list[Check]:
+def checks(
+    subject: Any, *, only: Any = None, expected_failed: Any = None, full: bool = False, **claims: Any
+) -> list[Check]:
     """The properties that apply to a solver, process, SDE, score model or noise source, as one callable each.
 
-    options: those of the object's `check_...`, except for `fail_fast` and `raise_on_fail`: calling a check raises
-    `PropertyError` if its property fails. Raises InvalidTypeError on what is none of these.
+    only, expected_failed, full, claims: the options of the object's `check_...`; calling a check raises `PropertyError`
+    if its property fails. Raises InvalidTypeError on what is none of these.
     """
-    found: list[Check]
+    suite, bind = _kind(subject)
+    title = getattr(subject, "__name__", str(subject))
+    found = bound(suite, bind(subject, **claims), title, only=only, expected_failed=expected_failed, full=full)
+    return [check for check in found if check.applies()]
+
+
+def _kind(subject: Any) -> tuple[Suite, Callable[..., Any]]:
+    """The suite of an object, and what makes its subject of the object and the claims."""
     made = isinstance(subject, type) and (issubclass(subject, SDE) or hasattr(subject, "step"))
     if made or isinstance(subject, torch.nn.Module):
         advice = "make one first" if made else "wrap it: sd.ScoreModel(process, net)"
         raise InvalidTypeError(f"checks takes an object to check, got {subject!r}; {advice}")
     if isinstance(subject, Process):
-        found = process_cases(subject, **options)
-    elif isinstance(subject, SDE):
-        found = sde_cases(subject, **options)
-    elif hasattr(subject, "step") and hasattr(subject, "init"):
-        found = solver_cases(subject, **options)
-    elif callable(subject) and isinstance(getattr(subject, "process", None), Process):
-        found = score_cases(subject, **options)
-    elif callable(subject):
-        found = noise_cases(subject, **options)
-    else:
-        raise InvalidTypeError(
-            f"there are checks for solvers, processes, SDEs, score models and makers of noise sources; got {subject!r}"
-        )
-    return [check for check in found if check.applies()]
+        return PROCESS, lambda process: process
+    if isinstance(subject, SDE):
+        return SDES, general
+    if hasattr(subject, "step") and hasattr(subject, "init"):
+        return SOLVER, claim
+    if callable(subject) and isinstance(getattr(subject, "process", None), Process):
+        return SCORE, scored
+    if callable(subject):
+        return NOISE, sourced
+    raise InvalidTypeError(
+        f"there are checks for solvers, processes, SDEs, score models and makers of noise sources; got {subject!r}"
+    )
 
 
 def parametrize_with_checks(subjects: Iterable[Any], **options: Any) -> Any:

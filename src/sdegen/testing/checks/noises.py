@@ -6,9 +6,7 @@ many terms; Massart's bound `2 exp(-2 n d^2)` for the Kolmogorov-Smirnov distanc
 
 from __future__ import annotations
 
-import copy
 import math
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,8 +21,9 @@ from sdegen.noise import NoiseSource
 from sdegen.process import Process
 from sdegen.processes import VP
 from sdegen.sde import Level
-from sdegen.testing.guards import differing, global_state, nobody_could
-from sdegen.testing.report import Check, Measure, Report, Suite, bound, holds, run
+from sdegen.testing.checks.shared import host_reads, leaves_alone, twins
+from sdegen.testing.guards import differing
+from sdegen.testing.report import Measure, Report, Suite, holds, run
 
 F64 = torch.float64
 NOISE = Suite("noise source")
@@ -157,11 +156,7 @@ def untouched(subject: Sourced) -> Iterator[Measure]:
     source, now, next = subject.make(noises.seeds(0, 3)), subject.level(0.8), subject.level(0.6)
     x = torch.ones(3, 2, dtype=F64)
     source(x, now, next)
-    before = global_state()
-    source(x, now, next)
-    after = global_state()
-    for name, value in before.items():
-        yield holds(f"{name} changed", after[name] == value)
+    yield from leaves_alone(lambda: source(x, now, next))
     yield holds("x changed", bool((x == 1).all()))
     yield holds(
         "a level changed", torch.equal(now.t, subject.level(0.8).t) and torch.equal(next.t, subject.level(0.6).t)
@@ -173,27 +168,21 @@ def copies(subject: Sourced) -> Iterator[Measure]:
     source, ends = subject.make(noises.seeds(0, 3)), (subject.level(0.8), subject.level(0.6))
     x = torch.zeros(3, 2, dtype=F64)
     whole = source(x, *ends)
-    twins: list[Any] = [copy.deepcopy(source)]
-    try:
-        twins.append(pickle.loads(pickle.dumps(source)))  # noqa: S301 - bytes made on this line
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        yield holds(f"pickle: {error}", nobody_could(error))
-    for twin in twins:
+    copied, failures = twins(source)
+    yield from failures
+    for twin in copied:
         yield Measure("elements that differ", float(differing(twin(x, *ends), whole)))
 
 
 @NOISE.states("no value is read on the host")
 def no_host_reads(subject: Sourced) -> Iterator[Measure]:
-    message = ""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        try:
-            source = subject.make(mode.from_tensor(noises.seeds(0, 3)))
-            # levels too: on an accelerator they may live where reading them waits
-            now, next = (Level(*map(mode.from_tensor, subject.level(share))) for share in (0.8, 0.6))
-            source(mode.from_tensor(torch.zeros(3, 2, dtype=F64)), now, next)
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-    yield holds(f"a value was read: {message}", not message)
+    def draw(mode: FakeTensorMode) -> None:
+        source = subject.make(mode.from_tensor(noises.seeds(0, 3)))
+        # levels too: on an accelerator they may live where reading them waits
+        now, next = (Level(*map(mode.from_tensor, subject.level(share))) for share in (0.8, 0.6))
+        source(mode.from_tensor(torch.zeros(3, 2, dtype=F64)), now, next)
+
+    yield host_reads(draw)
 
 
 @NOISE.states("a time per row gives what the rows' own times give", given=_cases, examples=10)
@@ -316,11 +305,7 @@ def check_noise(
     steps which share time are not independent. Options as in `sdegen.testing.report.run`. Raises InvalidTypeError on
     what cannot be called, PropertyError if a property fails.
     """
-    if hasattr(make, "seeds") and not isinstance(make, type):
-        raise InvalidTypeError("check_noise takes what makes a source from seeds [B]: sd.White, not sd.White(seeds)")
-    if not callable(make):
-        raise InvalidTypeError(f"check_noise takes what makes a source from seeds [B], such as sd.White; got {make!r}")
-    subject = Sourced(make, process or VP(), path)
+    subject = sourced(make, process, path)
     return run(
         NOISE,
         subject,
@@ -333,15 +318,10 @@ def check_noise(
     )
 
 
-def noise_cases(
-    make: Any,
-    *,
-    only: Any = None,
-    expected_failed: Any = None,
-    full: bool = False,
-    process: Process | None = None,
-    path: bool = False,
-) -> list[Check]:
-    """The properties of `check_noise` as one callable each."""
-    subject, title = Sourced(make, process or VP(), path), getattr(make, "__name__", str(make))
-    return bound(NOISE, subject, title, only=only, expected_failed=expected_failed, full=full)
+def sourced(make: Any, process: Process | None = None, path: bool = False) -> Sourced:
+    """What `check_noise` checks, from its arguments."""
+    if hasattr(make, "seeds") and not isinstance(make, type):
+        raise InvalidTypeError("check_noise takes what makes a source from seeds [B]: sd.White, not sd.White(seeds)")
+    if not callable(make):
+        raise InvalidTypeError(f"check_noise takes what makes a source from seeds [B], such as sd.White; got {make!r}")
+    return Sourced(make, process or VP(), path)

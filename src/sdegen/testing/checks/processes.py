@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,9 +14,9 @@ from sdegen import noise as noises
 from sdegen.errors import InvalidTypeError
 from sdegen.process import Process
 from sdegen.sde import SDE, Level
-from sdegen.testing.guards import global_state, nobody_could
+from sdegen.testing.checks.shared import host_reads, leaves_alone, twins
 from sdegen.testing.problems import PROBLEMS, off_knots
-from sdegen.testing.report import Check, Measure, Report, Suite, bound, holds, run
+from sdegen.testing.report import Measure, Report, Suite, holds, run
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
@@ -280,12 +278,8 @@ def level_batches(process: Process, case: Shares) -> Iterator[Measure]:
 @PROCESS.states("levels are float64 whatever the default dtype, and no global generator moves")
 def default_dtype(process: Process) -> Iterator[Measure]:
     middle = (process.t_min + process.t_max) / 2
-    whole, before = process.level(middle), global_state()
-    process.level(middle)
-    process.rates(torch.tensor(middle, dtype=F64))
-    after = global_state()
-    for name, value in before.items():
-        yield holds(f"{name} changed", after[name] == value)
+    whole = process.level(middle)
+    yield from leaves_alone(lambda: (process.level(middle), process.rates(torch.tensor(middle, dtype=F64))))
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float16)
     try:
@@ -298,31 +292,25 @@ def default_dtype(process: Process) -> Iterator[Measure]:
 
 @PROCESS.states("level, at, rates and kernels read no value on the host")
 def no_host_reads(process: Process) -> Iterator[Measure]:
-    message = ""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    def use(mode: FakeTensorMode) -> None:
         t = mode.from_tensor(torch.linspace(process.t_min, process.t_max, 3, dtype=F64))
-        try:
-            level = process.level(t)
-            process.at(level.lam)
-            process.rates(t)
-            process.kernel(level, level)
-            process.drift(t[:, None], t)
-            process.diffusion(t[:, None], t)
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-    yield holds(f"a value was read: {message}", not message)
+        level = process.level(t)
+        process.at(level.lam)
+        process.rates(t)
+        process.kernel(level, level)
+        process.drift(t[:, None], t)
+        process.diffusion(t[:, None], t)
+
+    yield host_reads(use)
 
 
 @PROCESS.states("copies and pickles have the same levels, and equal processes one hash")
 def copies(process: Process) -> Iterator[Measure]:
     t = torch.linspace(process.t_min, process.t_max, 5, dtype=F64)
     whole = process.level(t)
-    twins = [copy.deepcopy(process)]
-    try:
-        twins.append(pickle.loads(pickle.dumps(process)))  # noqa: S301 - bytes made on this line
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        yield holds(f"pickle: {error}", nobody_could(error))
-    for twin in twins:
+    copied, failures = twins(process)
+    yield from failures
+    for twin in copied:
         yield holds("a copy has other levels", all(torch.equal(a, b) for a, b in zip(twin.level(t), whole)))
         with contextlib.suppress(RuntimeError, TypeError):  # fields that cannot be compared, or a class without a hash
             yield holds("equal processes have different hashes", twin != process or hash(twin) == hash(process))
@@ -362,10 +350,3 @@ def check_process(
         fail_fast=fail_fast,
         raise_on_fail=raise_on_fail,
     )
-
-
-def process_cases(
-    process: Process, *, only: Any = None, expected_failed: Any = None, full: bool = False
-) -> list[Check]:
-    """The properties of `check_process` as one callable each."""
-    return bound(PROCESS, process, str(process), only=only, expected_failed=expected_failed, full=full)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
 
 from sdegen import noise as noises
 from sdegen.checks import network
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.mixtures import GaussianMixture
 from sdegen.process import Process
 from sdegen.sde import Level, Model
 from sdegen.tensors import widen
-from sdegen.testing.guards import differing, global_state, nobody_could
-from sdegen.testing.report import Check, Measure, Report, Suite, bound, holds, run
+from sdegen.testing.checks.shared import host_reads, leaves_alone, twins, working_dtype
+from sdegen.testing.guards import differing
+from sdegen.testing.report import Measure, Report, Suite, holds, run
 from sdegen.testing.rounding import mixture_error
 
 F64 = torch.float64
@@ -209,13 +206,12 @@ def _rows(subject: Scored, index: Tensor) -> Any:
 def purity(subject: Scored, case: At) -> Iterator[Measure]:
     x, level = case.x(subject), case.level(subject.process)
     given = x.clone()
-    before = global_state()
-    first = subject.model(x, level)
-    after = global_state()
+    answers: list[Tensor] = []
+    moved = list(leaves_alone(lambda: answers.append(subject.model(x, level))))
+    first = answers[0]
     yield Measure("elements of x that changed", float(differing(x, given)))
     yield Measure("elements of a second answer that differ", float(differing(subject.model(x, level), first)))
-    for name, value in before.items():
-        yield holds(f"{name} changed", after[name] == value)
+    yield from moved
 
 
 @SCORE.states("the network is in evaluation mode")
@@ -230,12 +226,9 @@ def copies(subject: Scored) -> Iterator[Measure]:
     case = At(0.4, 1)
     x, level = case.x(subject), case.level(subject.process)
     whole = subject.model(x, level)
-    twins = [copy.deepcopy(subject.model)]
-    try:
-        twins.append(pickle.loads(pickle.dumps(subject.model)))  # noqa: S301 - bytes made on this line
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        yield holds(f"pickle: {error}", nobody_could(error))
-    for twin in twins:
+    copied, failures = twins(subject.model)
+    yield from failures
+    for twin in copied:
         yield Measure("elements that differ", float(differing(twin(x, level), whole)))
 
 
@@ -245,14 +238,9 @@ def _no_energy(subject: Scored) -> str | None:
 
 @SCORE.states("no value is read on the host", applies=_no_energy)
 def no_host_reads(subject: Scored) -> Iterator[Measure]:
-    case, message = At(0.4, 1), ""
+    case = At(0.4, 1)
     x, level = case.x(subject), case.level(subject.process)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        try:
-            subject.model(mode.from_tensor(x), level)
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-    yield holds(f"a value was read: {message}", not message)
+    yield host_reads(lambda mode: subject.model(mode.from_tensor(x), level))
 
 
 @SCORE.states("it compiles to one graph with eager's numbers", applies=_no_energy)
@@ -367,14 +355,11 @@ def scored(model: Any, reference: Any = None, shape: Any = None, tol: float = 0.
         reference = reference.score(model.process)
     if shape is None and law is None:
         raise InvalidArgumentError("give the shape of a sample, shape=(3, 32, 32), or a reference that has one")
-    weights = (
-        [p for p in module.parameters() if p.is_floating_point()] if (module := network(model)) is not None else []
-    )
     event: Any = law.shape if shape is None and law is not None else shape
     if not isinstance(event, Sequence) or (law is not None and tuple(event) != tuple(law.shape)):
         own_shape = f", and the law's is {tuple(law.shape)}" if law is not None else ""
         raise InvalidArgumentError(f"shape must be a sample's, such as (3, 32, 32), got {event!r}{own_shape}")
-    dtype = dtype or (weights[0].dtype if weights else _works(model, tuple(event)))
+    dtype = dtype or working_dtype(model, torch.zeros(1, *event))
     quiet = _Quiet(model) if getattr(model, "predicts", "") == "energy" else model
     return Scored(quiet, law, reference, tol, tuple(event), dtype)
 
@@ -393,27 +378,3 @@ class _Quiet:
     def __call__(self, x: Tensor, level: Level, want: Any = "score") -> Tensor:
         out: Tensor = self.model(x, level, want)
         return out if x.requires_grad else out.detach()
-
-
-def _works(model: Any, shape: tuple[int, ...]) -> torch.dtype:
-    """The first dtype in which a function that hides its weights can be called."""
-    level = model.process.level((model.process.t_min + model.process.t_max) / 2)
-    for dtype in (F64, torch.float32):
-        with contextlib.suppress(RuntimeError, ScoreTypeError), torch.no_grad():
-            model(torch.zeros(1, *shape, dtype=dtype), level)
-            return dtype
-    return F64
-
-
-def score_cases(
-    model: Any,
-    reference: Any = None,
-    *,
-    only: Any = None,
-    expected_failed: Any = None,
-    full: bool = False,
-    **options: Any,
-) -> list[Check]:
-    """The properties of `check_score_model` as one callable each."""
-    subject = scored(model, reference, **options)
-    return bound(SCORE, subject, str(model), only=only, expected_failed=expected_failed, full=full)

@@ -7,16 +7,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from sdegen.errors import InvalidArgumentError
-from sdegen.testing.checks.claims import F64, SOLVER, Claim, mixture_of, noisy
+from sdegen.testing.checks.claims import SOLVER, Claim, mixture_of, noisy
 from sdegen.testing.densities import exact_law_1d
 from sdegen.testing.laws import NoLawError, exact_law, path_error
 from sdegen.testing.problems import by_lam, reference, slope, uneven
 from sdegen.testing.report import Inapplicable, Measure, holds
-
-EPS = torch.finfo(F64).eps
 
 
 def _declared(name: str) -> Any:

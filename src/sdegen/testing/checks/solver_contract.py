@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import pickle
 import re
 import threading
 from collections.abc import Iterator
@@ -18,9 +16,10 @@ from sdegen.grids import check_times
 from sdegen.sde import Level
 from sdegen.solution import Status
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, network
+from sdegen.testing.checks.shared import leaves_alone, twins
 from sdegen.testing.checks.solver_bits import same
 from sdegen.testing.faults import faults
-from sdegen.testing.guards import global_state, mid_stream, nobody_could, peak_memory
+from sdegen.testing.guards import mid_stream, peak_memory
 from sdegen.testing.report import Measure, holds
 
 
@@ -52,11 +51,8 @@ def leaves(tree: Any) -> list[Tensor]:
 def global_state_untouched(subject: Claim) -> Iterator[Measure]:
     x = subject.start(3)
     with mid_stream():
-        before = global_state()
-        subject.solve(x, 3)
-        after = global_state()
-    for name, value in before.items():
-        yield holds(f"{name} changed", after[name] == value)
+        changes = list(leaves_alone(lambda: subject.solve(x, 3)))
+    yield from changes
 
 
 @SOLVER.states("a copy and a pickle run as the original; a run leaves the solver as it was")
@@ -65,15 +61,10 @@ def copies(subject: Claim) -> Iterator[Measure]:
     before = _attributes(subject.solver)
     whole = subject.solve(x, 4).x
     yield holds("a run changed the solver's attributes", _attributes(subject.solver) == before)
-    yield same("a deep copy", subject.solve(x, 4, solver=copy.deepcopy(subject.solver)).x, whole)
-    yield same("a second run", subject.solve(x, 4).x, whole)
-    try:
-        stored_bytes = pickle.dumps(subject.solver)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        # a lambda or local class in an option cannot be pickled by anyone; that is the option's affair
-        yield holds(f"pickle: {error}", nobody_could(error))
-        return
-    yield same("a pickle", subject.solve(x, 4, solver=pickle.loads(stored_bytes)).x, whole)  # noqa: S301
+    copied, failures = twins(subject.solver)
+    yield from failures
+    for twin in [*copied, subject.solver]:
+        yield same("a copy, or a second run", subject.solve(x, 4, solver=twin).x, whole)
 
 
 def _attributes(solver: Any) -> str:

@@ -15,8 +15,6 @@ from sdegen.testing.laws import exact_law
 from sdegen.testing.problems import by_lam, off_knots
 from sdegen.testing.report import Measure, holds
 
-EPS = torch.finfo(F64).eps
-
 
 @SOLVER.states("on Gaussian data a solve is affine in its start and its normals, row by row", applies=noisy)
 def affine(subject: Claim) -> Iterator[Measure]:
@@ -64,9 +62,13 @@ def _kicks(solver: Any, model: Any, x: Tensor, now: Level, next: Level) -> Tenso
     return torch.cat([out(_Unit(k))[1:] - base[1:] for k in range(quiet.calls)])
 
 
+def _corrector(subject: Claim) -> Any:
+    """The solver itself if it corrects, or its corrector, or None."""
+    return subject.solver if getattr(subject.solver, "corrects", False) else getattr(subject.solver, "corrector", None)
+
+
 def _corrects(subject: Claim) -> str | None:
-    found = subject.solver if getattr(subject.solver, "corrects", False) else getattr(subject.solver, "corrector", None)
-    return None if found is not None else "it does not correct"
+    return None if _corrector(subject) is not None else "it does not correct"
 
 
 @SOLVER.states(
@@ -74,7 +76,7 @@ def _corrects(subject: Claim) -> str | None:
     applies=_corrects,
 )
 def corrector_balance(subject: Claim) -> Iterator[Measure]:
-    corrector: Any = subject.solver if getattr(subject.solver, "corrects", False) else subject.solver.corrector  # type: ignore[attr-defined]
+    corrector = _corrector(subject)
     data, process = mixture_of("widths"), subject.process
     for share in (0.02, 0.3, 0.9):
         level = process.level(process.t_min + share * (process.t_max - process.t_min))
@@ -100,16 +102,12 @@ def corrector_balance(subject: Claim) -> Iterator[Measure]:
 
 def _linear_part(corrector: Any, model: Any, mean: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     """A and B of `x -> A x + B z + c`, the corrector at a level, by unit responses."""
-    size, kicks = len(mean), [_Unit(k) for k in range(corrector.evals)]
-    x = mean.repeat(1 + size, 1)
+    size = len(mean)
+    still = mean.repeat(1 + size, 1)
+    x = still.clone()
     x[1:] += torch.eye(size, dtype=F64)
     plain = corrector.step(model, x, level, level, corrector.init(model, x, level), _Unit(-1)).x
-    pull = (plain[1:] - plain[0]).mT
-    columns = []
-    for kick in kicks:
-        out = corrector.step(model, mean.repeat(1 + size, 1), level, level, corrector.init(model, x, level), kick).x
-        columns.append((out[1:] - out[0]).mT)
-    return pull, torch.cat(columns, 1)
+    return (plain[1:] - plain[0]).mT, _kicks(corrector, model, still, level, level).mT
 
 
 class _Unit:

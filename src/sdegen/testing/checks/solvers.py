@@ -7,7 +7,7 @@ from typing import Any
 
 from sdegen.process import Process
 from sdegen.testing.checks.claims import SOLVER, Claim, claim
-from sdegen.testing.report import Check, Report, bound, run
+from sdegen.testing.report import Report, run
 
 # They add the properties, in the order of a report.
 # isort: off
@@ -61,10 +61,3 @@ def _unclaimed(subject: Claim) -> str:
     if subject.order is not None or subject.weak_order is not None:
         return ""
     return f"\n  NO ORDER IS CHECKED: give {'weak_order' if subject.stochastic else 'order'}="
-
-
-def solver_cases(
-    solver: Any, *, only: Any = None, expected_failed: Any = None, full: bool = False, **claims: Any
-) -> list[Check]:
-    """The properties of `check_solver` as one callable each."""
-    return bound(SOLVER, claim(solver, **claims), str(solver), only=only, expected_failed=expected_failed, full=full)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.checks import network
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.mixtures import GaussianMixture
 from sdegen.model import ScoreModel
 from sdegen.sde import Level
+from sdegen.testing.checks.shared import working_dtype
 from sdegen.testing.diagnosis.findings import WORSE, AuditRow, Finding, find
 from sdegen.testing.diagnosis.hypotheses import Batch, Reading, Score, linear_loss, over, scores
 
@@ -108,7 +108,7 @@ def audit(
     ends = [float(process.level(t).lam) for t in (process.t_max, process.t_min)]
     lams = torch.linspace(ends[0], ends[1], levels, dtype=F64)
     batches = _batches(model, rows, levels, samples, seed)
-    dtype = _dtype(model, data, batches[0])
+    dtype = working_dtype(batches[0].model, batches[0].noise, data.dtype if isinstance(data, Tensor) else F64)
     mean, variance = rows.mean(0), rows.var(0, correction=0)
     levels_ = [process.level(process.t_max), *(process.at(lam) for lam in lams[1:-1]), process.level(process.t_min)]
     table = tuple(_row(level, batch, mean, variance, dtype) for level, batch in zip(levels_, batches))
@@ -143,23 +143,6 @@ def _batches(model: ScoreModel, rows: Tensor, levels: int, samples: int, seed: i
         z = noises.normals(noises.seeds(seed, samples, device=rows.device), shape, (11, k, 0, 0), dtype=F64)
         found.append(Batch(rows[index], z, model.rows(index)))
     return found
-
-
-def _dtype(model: ScoreModel, data: Any, batch: Batch) -> torch.dtype:
-    """That of the network's weights; where a function hides them, that of the data, or the first that works."""
-    net = network(model)
-    weights = [] if net is None else [p.dtype for p in net.parameters() if p.is_floating_point()]
-    if weights:
-        return weights[0]
-    level, error = model.process.level((model.process.t_min + model.process.t_max) / 2), None
-    for dtype in (data.dtype if isinstance(data, Tensor) else F64, F64, torch.float32):
-        try:
-            with torch.no_grad():
-                batch.model(batch.noise.to(dtype), level)
-            return dtype
-        except (RuntimeError, ScoreTypeError) as found:
-            error = error or found
-    raise error or InvalidArgumentError("the network cannot be called")
 
 
 def _row(level: Level, batch: Batch, mean: Tensor, variance: Tensor, dtype: torch.dtype) -> AuditRow:
