@@ -54,7 +54,7 @@ class Sampler:
     declared: the order that its name, documentation or paper gives it, None where they give none. memory: it remembers
     earlier steps. brownian: its draws are increments of one Brownian path over the levels s. even_only: it makes, or is
     made for, equal steps. evals: evaluations a step. steps: step counts in place of WEAK. note: what its source shows
-    where it falls short.
+    where it falls short. same: where ours is the same method, how far the two may be apart (rounding).
     """
 
     name: str
@@ -68,6 +68,7 @@ class Sampler:
     evals: int = 1
     steps: tuple[int, ...] | None = None
     note: str = ""
+    same: float | None = None
 
 
 @dataclass(frozen=True)

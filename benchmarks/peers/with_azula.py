@@ -72,7 +72,15 @@ def _run(name: str, **options: Any) -> Callable[..., Tensor]:
 
 def _adams(name: str, frame: sd.Frame, note: str = "") -> list[Sampler]:
     return [
-        Sampler(f"{name}(order={p})", _run(name, order=p), p, sd.Multistep(p, frame), memory=True, note=note)
+        Sampler(
+            f"{name}(order={p})",
+            _run(name, order=p),
+            p,
+            sd.Multistep(p, frame),
+            memory=True,
+            note=note,
+            same=None if note else 1e-12,
+        )
         for p in (2, 3)
     ]
 
@@ -95,20 +103,34 @@ def samplers() -> list[Sampler]:
     """All samplers of `azula.sample`."""
     reab = "its last factor has sqrt(alpha_s^2 + sigma_t^2) in place of sqrt(alpha_s^2 + sigma_s^2)"
     return [
-        Sampler("EulerSampler", _run("EulerSampler"), 1, sd.ddim()),
-        Sampler("DDIMSampler(eta=0)", _run("DDIMSampler"), 1, sd.ddim()),
-        Sampler("HeunSampler", _run("HeunSampler"), 2, sd.heun(), evals=2),
+        Sampler("EulerSampler", _run("EulerSampler"), 1, sd.ddim(), same=1e-13),
+        Sampler("DDIMSampler(eta=0)", _run("DDIMSampler"), 1, sd.ddim(), same=1e-13),
+        Sampler("HeunSampler", _run("HeunSampler"), 2, sd.heun(), evals=2, same=1e-13),
         *_adams("zABSampler", sd.SIGMA),
         *_adams("vABSampler", sd.FLOW),
         *_adams("zEABSampler", sd.NOISE),
         *_adams("xEABSampler", sd.DATA),
         *_adams("REABSampler", sd.ANGLE, reab),
-        Sampler("DDPMSampler", _run("DDPMSampler"), 1, sd.ddpm(), stochastic=True),
-        Sampler("DDIMSampler(eta=1)", _run("DDIMSampler", eta=1.0), 1, sd.ddim(1.0), stochastic=True),
-        Sampler("DDIMSampler(eta=0.5)", _run("DDIMSampler", eta=0.5), 1, sd.ddim(math.sqrt(0.5)), stochastic=True),
-        Sampler("ItoSampler(eta=1)", _run("ItoSampler"), 1, sd.Multistep(1, sd.SIGMA, eta=1.0), stochastic=True),
+        Sampler("DDPMSampler", _run("DDPMSampler"), 1, sd.ddpm(), stochastic=True, same=1e-12),
+        Sampler("DDIMSampler(eta=1)", _run("DDIMSampler", eta=1.0), 1, sd.ddim(1.0), stochastic=True, same=1e-12),
         Sampler(
-            "ItoSampler(eta=0.5)", _run("ItoSampler", eta=0.5), 1, sd.Multistep(1, sd.SIGMA, eta=0.5), stochastic=True
+            "DDIMSampler(eta=0.5)",
+            _run("DDIMSampler", eta=0.5),
+            1,
+            sd.ddim(math.sqrt(0.5)),
+            stochastic=True,
+            same=1e-12,
+        ),
+        Sampler(
+            "ItoSampler(eta=1)", _run("ItoSampler"), 1, sd.Multistep(1, sd.SIGMA, eta=1.0), stochastic=True, same=1e-12
+        ),
+        Sampler(
+            "ItoSampler(eta=0.5)",
+            _run("ItoSampler", eta=0.5),
+            1,
+            sd.Multistep(1, sd.SIGMA, eta=0.5),
+            stochastic=True,
+            same=1e-12,
         ),
         *(_pc(delta) for delta in (0.01, 0.3)),
     ]

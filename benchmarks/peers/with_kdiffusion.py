@@ -94,12 +94,12 @@ def _fast(denoise: Denoise, y: Tensor, grid: Tensor, noise: Noise | None) -> Ten
 def samplers() -> list[Sampler]:
     """The samplers on a given grid, and `dpm_fast`; `dpm_adaptive` has a tolerance in place of a step."""
     noisy = functools.partial(_run, takes_noise=True)
-    sde2 = sd.Multistep(order=2, frame=sd.DATA, eta=1.0)
+    sde2, single = sd.Multistep(order=2, frame=sd.DATA, eta=1.0), sd.dpmpp_sde(2, singlestep=True)
     return [
-        Sampler("euler", _run("sample_euler"), 1, sd.ddim()),
-        Sampler("heun", _run("sample_heun"), 2, sd.heun(), evals=2),
-        Sampler("dpm_2", _run("sample_dpm_2"), 2, sd.RungeKutta(sd.MIDPOINT, sd.SIGMA), evals=2),
-        Sampler("lms (order 4)", _run("sample_lms"), 4, sd.Multistep(4, sd.SIGMA), memory=True),
+        Sampler("euler", _run("sample_euler"), 1, sd.ddim(), same=1e-13),
+        Sampler("heun", _run("sample_heun"), 2, sd.heun(), evals=2, same=1e-13),
+        Sampler("dpm_2", _run("sample_dpm_2"), 2, sd.dpm(2), evals=2, same=1e-13),
+        Sampler("lms (order 4)", _run("sample_lms"), 4, sd.lms(4), memory=True, same=1e-12),
         Sampler(
             "dpm_fast",
             _fast,
@@ -112,12 +112,30 @@ def samplers() -> list[Sampler]:
             "dpmpp_2s_ancestral(eta=0)",
             _run("sample_dpmpp_2s_ancestral", eta=0.0),
             2,
-            sd.RungeKutta(sd.MIDPOINT, sd.DATA),
+            sd.dpmpp(2, singlestep=True),
             evals=2,
+            same=1e-13,
         ),
-        Sampler("dpmpp_2m", _run("sample_dpmpp_2m"), 2, sd.dpmpp(2), memory=True),
-        Sampler("euler, s_churn=40", _run("sample_euler", s_churn=40.0), 1, None, stochastic=True, steps=_CHURN),
-        Sampler("heun, s_churn=40", _run("sample_heun", s_churn=40.0), 2, None, stochastic=True, steps=_CHURN),
+        Sampler("dpmpp_2m", _run("sample_dpmpp_2m"), 2, sd.dpmpp(2), memory=True, same=1e-13),
+        Sampler(
+            "dpmpp_3m_sde(eta=0)",
+            _run("sample_dpmpp_3m_sde", eta=0.0),
+            3,
+            sd.dpmpp(3),
+            memory=True,
+            note="its second divided difference is half the second derivative it stands for",
+        ),
+        Sampler(
+            "euler, s_churn=40",
+            _run("sample_euler", s_churn=40.0),
+            1,
+            sd.edm(1, churn=40.0),
+            stochastic=True,
+            steps=_CHURN,
+        ),
+        Sampler(
+            "heun, s_churn=40", _run("sample_heun", s_churn=40.0), 2, sd.edm(churn=40.0), stochastic=True, steps=_CHURN
+        ),
         Sampler(
             "heun, s_churn=40, s_noise=1.007",
             _run("sample_heun", s_churn=40.0, s_noise=1.007),
@@ -127,26 +145,44 @@ def samplers() -> list[Sampler]:
             steps=_CHURN,
             note="the noise it adds is larger than that of the level it goes to",
         ),
-        Sampler("euler_ancestral", noisy("sample_euler_ancestral"), 1, sd.ancestral(), stochastic=True),
-        Sampler("dpm_2_ancestral", noisy("sample_dpm_2_ancestral"), 2, sde2, stochastic=True, evals=2),
-        Sampler("dpmpp_2s_ancestral", noisy("sample_dpmpp_2s_ancestral"), 2, sde2, stochastic=True, evals=2),
-        Sampler("dpmpp_sde", noisy("sample_dpmpp_sde"), 2, sde2, stochastic=True, brownian=True, evals=2),
+        Sampler("euler_ancestral", noisy("sample_euler_ancestral"), 1, sd.ancestral(), stochastic=True, same=1e-12),
+        Sampler("dpm_2_ancestral", noisy("sample_dpm_2_ancestral"), 2, sd.dpm_ancestral(), True, evals=2, same=1e-12),
+        Sampler(
+            "dpmpp_2s_ancestral",
+            noisy("sample_dpmpp_2s_ancestral"),
+            2,
+            sd.dpmpp_ancestral(),
+            stochastic=True,
+            evals=2,
+            same=1e-12,
+        ),
+        Sampler("dpmpp_sde", noisy("sample_dpmpp_sde"), 2, single, stochastic=True, brownian=True, evals=2),
         Sampler(
             "dpmpp_sde, independent noise_sampler",
             noisy("sample_dpmpp_sde"),
             2,
-            sde2,
+            single,
             stochastic=True,
             evals=2,
             note="a step draws twice over the same levels, and needs one Brownian path for both",
         ),
-        Sampler("dpmpp_2m_sde midpoint", noisy("sample_dpmpp_2m_sde"), 2, sde2, True, memory=True),
-        Sampler("dpmpp_2m_sde heun", noisy("sample_dpmpp_2m_sde", solver_type="heun"), 2, sde2, True, memory=True),
+        Sampler(
+            "dpmpp_2m_sde midpoint", noisy("sample_dpmpp_2m_sde"), 2, sd.dpmpp_sde(2), True, memory=True, same=1e-12
+        ),
+        Sampler(
+            "dpmpp_2m_sde heun",
+            noisy("sample_dpmpp_2m_sde", solver_type="heun"),
+            2,
+            sde2,
+            True,
+            memory=True,
+            same=1e-12,
+        ),
         Sampler(
             "dpmpp_3m_sde",
             noisy("sample_dpmpp_3m_sde"),
             3,
-            sd.Multistep(order=3, frame=sd.DATA, eta=1.0),
+            sd.dpmpp_sde(3),
             True,
             memory=True,
             note="one normal a step allows weak order 2",

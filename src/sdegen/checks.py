@@ -42,11 +42,13 @@ def check_solve(model: Any, x: Any, control: Any, solver: Any, noise: Any, on_fa
     check_state(x)
     if hasattr(model, "check_batch"):
         model.check_batch(x.shape[0])
-    if not solver.stochastic:
+    restarts = getattr(control, "passes", 1) > 1
+    if not (solver.stochastic or restarts):
         return
     if noise is None:
         raise InvalidArgumentError(
-            f"{solver} draws noise: give noise=sd.White(seeds), with seeds=sd.noise.seeds(0, {x.shape[0]})"
+            f"{'a Restart' if restarts else solver} draws noise: give noise=sd.White(seeds), with "
+            f"seeds=sd.noise.seeds(0, {x.shape[0]})"
         )
     seeds = getattr(noise, "seeds", None)
     if isinstance(noise, type) or (isinstance(seeds, Tensor) and len(seeds) != x.shape[0]):

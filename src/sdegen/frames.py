@@ -9,14 +9,18 @@ With `y = x/alpha`, `s = sigma/alpha = exp(-lam)` every process has the same rev
     SIGMA   alpha                     s          0             (1+eta^2) noise
     ANGLE   hypot(alpha sd, sigma)    atan(s/sd) 0             sd/n noise - s/(n sd) data + eta^2 n/sd noise
     FLOW    alpha + sigma             s/(1+s)    0             noise - data + eta^2 (1+s) noise
+    WIENER  alpha                     -log n     -(1+eta^2)    (1+eta^2) (data - sd^2/s noise)
     TIME    1                         t          0             reverse drift
 
-where `n^2 = s^2 + sd^2`. `spread` is the standard deviation, in x, of the Ito integral over a step, which is exact in
-every frame but TIME (there it is Euler-Maruyama's `eta g sqrt(dt)`). docs/mathematics.md derives the table.
+where `n^2 = s^2 + sd^2`. WIENER's linear part is the exact reverse process, flow and law, of `N(0, sd^2)` data, on
+which its N vanishes for every eta; at sd = 0 it is DATA. `spread` is the standard deviation, in x, of the Ito integral
+over a step, which is exact in every frame but TIME (there it is Euler-Maruyama's `eta g sqrt(dt)`).
+docs/mathematics.md derives the table.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,15 +29,20 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.etas import Eta
 from sdegen.process import Process
 from sdegen.sde import SDE, Level, Model, ReverseSDE
-from sdegen.tensors import softplus
+from sdegen.tensors import combine, like, softplus
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Eta = float | Tensor
 Pair = tuple[Tensor, Tensor]
+
+
+def seventh_root(lam: Tensor) -> Tensor:
+    """`(sigma/alpha)^(1/7)`, a variable to interpolate N in: Karras et al.'s, in which N varies evenly."""
+    return torch.exp(-lam / 7)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Frame:
     """A frame of the table above; calling one returns it with other options, `ANGLE(sigma_data=0.5)`.
 
     `variable`, a function of lam, is what N is interpolated in, where that is not the clock: `lambda lam: lam` for
-    polynomials in log-SNR, `lambda lam: torch.exp(-lam / 7)` for `(sigma/alpha)^(1/7)`.
+    polynomials in log-SNR, `sd.frames.seventh_root` for `(sigma/alpha)^(1/7)`.
     """
 
     variable: Callable[[Tensor], Tensor] | None = None
@@ -49,6 +58,12 @@ class Frame:
     """The weak order that one normal per step allows with the frame's `spread`."""
     exact: ClassVar[tuple[str, ...]] = ()
     """Data on which N is constant along the probability flow: 'point', or 'gaussian' for `N(0, sigma_data^2)`."""
+    grouped: ClassVar[bool] = False
+    """Whether clock and weights have one entry per group of directions, `[G]`; for multistep methods at levels `[]`."""
+    lawful: ClassVar[bool] = False
+    """Whether `exact` holds for the law of every eta too: the linear part is the whole reverse SDE of such data."""
+    scaled: ClassVar[bool] = False
+    """Whether eta enters N as the factor `1 + eta^2` alone, so that values of N at eta = 0 serve every eta."""
 
     def __call__(self, **options: Any) -> Self:
         return replace(self, **options)
@@ -93,14 +108,31 @@ class Frame:
         """The standard deviation, in x at `next`, of the noise gathered from now to next."""
         raise NotImplementedError
 
-    def field(self, model: Model | ReverseSDE, x: Tensor, level: Level, eta: Eta) -> Tensor:
-        """`N` at x `[B, *S]`."""
+    def field(self, model: Model | ReverseSDE, x: Tensor, level: Level, eta: Eta, unit: bool = False) -> Tensor:
+        """`N` at x `[B, *S]`, or N without its factor `gain`."""
         if isinstance(model, ReverseSDE):
             raise InvalidTypeError(
                 f"frame {self} asks for predictions, and a ReverseSDE gives only drift and diffusion: pass the "
                 "ScoreModel itself, or use a solver in frame TIME (euler_maruyama(), RungeKutta(..., frame=sd.TIME))"
             )
-        return model(x, level, self.want(_linear(model.process, self), level, eta))
+        process = _linear(model.process, self)
+        return model(x, level, self.unit(process, level, eta) if unit else self.want(process, level, eta))
+
+    def join(self, now: Level, next: Level, *terms: tuple[Tensor, Tensor]) -> Tensor:
+        """`sum w v` over the weights and states of a step: x first where it is one of them, then values of N."""
+        return combine(*terms)
+
+    def kick(self, spread: Tensor, z: Tensor) -> Tensor:
+        """The noise of a step from unit normals z `[B, *S]`."""
+        return like(spread, z) * z
+
+    def gain(self, eta: Eta) -> Eta:
+        """The factor between N and `unit`."""
+        return 1 + eta * eta if self.scaled else 1.0
+
+    def unit(self, process: SDE, level: Level, eta: Eta) -> Pair:
+        """`want` without the factor `gain`: what a history holds, so that eta may change from step to step."""
+        return self.want(process, level, 0.0 if self.scaled else eta)
 
     def __repr__(self) -> str:
         chosen = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
@@ -111,7 +143,15 @@ class Frame:
 def check_frame(frame: object) -> None:
     """Raises InvalidTypeError unless `frame` is a Frame."""
     if not isinstance(frame, Frame):
-        raise InvalidTypeError(f"frame must be one of sd.DATA, NOISE, SIGMA, ANGLE, FLOW, TIME, got {frame!r}")
+        raise InvalidTypeError(f"frame must be one of sd.DATA, NOISE, SIGMA, ANGLE, FLOW, WIENER, TIME, got {frame!r}")
+
+
+def refuse_grouped(solver: object, frame: Frame) -> None:
+    """Raises InvalidArgumentError for a frame with several clocks, which a solver with stages cannot follow."""
+    if frame.grouped:
+        raise InvalidArgumentError(
+            f"{type(solver).__name__} has stages at one clock and {frame} has several: use sd.Multistep"
+        )
 
 
 def _linear(process: SDE, frame: Frame) -> Process:
@@ -143,6 +183,7 @@ class _Lam(Frame):
 @dataclass(frozen=True, repr=False)
 class _Data(_Lam):
     exact = ("point",)
+    lawful = scaled = True
 
     def rate(self, eta: Eta) -> Eta:
         return -(1 + eta * eta)
@@ -161,6 +202,7 @@ class _Data(_Lam):
 @dataclass(frozen=True, repr=False)
 class _Noise(_Lam):
     exact = ("point",)
+    scaled = True
 
     def rate(self, eta: Eta) -> Eta:
         return 1.0
@@ -179,6 +221,7 @@ class _Noise(_Lam):
 @dataclass(frozen=True, repr=False)
 class _Sigma(Frame):
     exact = ("point",)
+    scaled = True
 
     def scale(self, level: Level) -> Tensor:
         return level.alpha
@@ -204,7 +247,7 @@ class _Sigma(Frame):
 
 
 @dataclass(frozen=True, repr=False)
-class _Angle(Frame):
+class _OfWidth(Frame):
     exact = ("gaussian",)
     sigma_data: float = 1.0
 
@@ -212,6 +255,9 @@ class _Angle(Frame):
         if not 0 < self.sigma_data < float("inf"):
             raise InvalidArgumentError(f"sigma_data must be positive and finite, got {self.sigma_data}")
 
+
+@dataclass(frozen=True, repr=False)
+class _Angle(_OfWidth):
     def scale(self, level: Level) -> Tensor:
         return torch.hypot(level.alpha * self.sigma_data, level.sigma)
 
@@ -236,6 +282,36 @@ class _Angle(Frame):
     def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
         share = (next.sigma / self.scale(next)) ** 2
         return self.scale(next) * eta * torch.sqrt(torch.log1p(share * _half_variance(now, next)))
+
+
+@dataclass(frozen=True, repr=False)
+class _Wiener(_OfWidth):
+    lawful = scaled = True
+
+    def rate(self, eta: Eta) -> Eta:
+        return -(1 + eta * eta)
+
+    def scale(self, level: Level) -> Tensor:
+        return level.alpha
+
+    def tau(self, lam: Tensor) -> Tensor:
+        # log n = log sd + log(1 + (s/sd)^2) / 2
+        return -math.log(self.sigma_data) - softplus(-2 * (lam + math.log(self.sigma_data))) / 2
+
+    def pace(self, lam: Tensor) -> Tensor:
+        return torch.sigmoid(-2 * (lam + math.log(self.sigma_data)))
+
+    def lam(self, tau: Tensor) -> Tensor:
+        return -(torch.log(torch.expm1(-2 * (tau + math.log(self.sigma_data)))) / 2 + math.log(self.sigma_data))
+
+    def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
+        gain = torch.zeros_like(level.t) + (1 + eta * eta)
+        return gain, -gain * self.sigma_data**2 * level.alpha / level.sigma
+
+    def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
+        s = next.sigma / next.alpha
+        n = torch.hypot(s, torch.full_like(s, self.sigma_data))
+        return next.alpha * n * torch.sqrt(-torch.expm1(-2 * eta * eta * (self.clock(next) - self.clock(now))))
 
 
 @dataclass(frozen=True, repr=False)
@@ -296,8 +372,8 @@ class _Time(Frame):
     def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
         return eta * torch.sqrt(_linear(process, self).variance_rate(now.t) * (now.t - next.t))
 
-    def field(self, model: Model | ReverseSDE, x: Tensor, level: Level, eta: Eta) -> Tensor:
-        return model.drift(x, level.t) if isinstance(model, ReverseSDE) else super().field(model, x, level, eta)
+    def field(self, model: Model | ReverseSDE, x: Tensor, level: Level, eta: Eta, unit: bool = False) -> Tensor:
+        return model.drift(x, level.t) if isinstance(model, ReverseSDE) else super().field(model, x, level, eta, unit)
 
 
 DATA = _Data()
@@ -305,4 +381,5 @@ NOISE = _Noise()
 SIGMA = _Sigma()
 ANGLE = _Angle()
 FLOW = _Flow()
+WIENER = _Wiener()
 TIME = _Time()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from sdegen.errors import InvalidArgumentError
-from sdegen.frames import DATA, NOISE, SIGMA
-from sdegen.grids import karras, natural
+from sdegen.etas import DDIMEta, ERSDEEta, Window
+from sdegen.frames import ANGLE, DATA, NOISE, SIGMA, Frame, seventh_root
+from sdegen.grids import angular, karras, natural
 from sdegen.solvers.base import Solver
 from sdegen.solvers.compose import PC, BatchCoupledLangevin, Langevin
-from sdegen.solvers.multistep import DDIMEta, Multistep
-from sdegen.solvers.runge_kutta import HEUN, RungeKutta
-from sdegen.solvers.singlestep import EulerMaruyama, ReverseDiffusion
+from sdegen.solvers.multistep import Multistep
+from sdegen.solvers.renoise import Ancestral, ByLength, Churn, Started
+from sdegen.solvers.runge_kutta import EULER, HEUN, RK4, RungeKutta
+from sdegen.solvers.singlestep import Singlestep
+from sdegen.solvers.stochastic import EulerMaruyama, Milstein, ReverseDiffusion, StochasticHeun, StochasticRungeKutta
 
 
 def _order(name: str, order: int, top: int) -> int:
@@ -86,30 +91,177 @@ def heun() -> RungeKutta:
     return RungeKutta(HEUN, SIGMA)
 
 
-def dpmpp(order: int = 2) -> Multistep:
-    """DPM-Solver++ multistep of order 1, 2 or 3 (Lu et al. 2022b, alg. 2), with exact quadrature weights.
+def edm(
+    order: int = 2, churn: float = 0.0, low: float = 0.0, high: float = math.inf, inflate: float = 1.0
+) -> RungeKutta | Churn:
+    """EDM's sampler: Heun (order 2) or Euler (1) in sigma/alpha, with churn if asked for (Karras et al. 2022, alg. 2).
 
-    diffusers' DPMSolverMultistepScheduler(algorithm_type="dpmsolver++") and k-diffusion's sample_dpmpp_2m. Those round
-    the weights to the leading order of h, and their third-order coefficient misses a factor 2 (it has order 2). Wants a
-    grid in log-SNR: with few steps `by_time` leaves a last step too long for orders 2 and 3.
+    churn is S_churn, low and high S_tmin and S_tmax, inflate S_noise; diffusers' EulerDiscreteScheduler and
+    HeunDiscreteScheduler, k-diffusion's sample_euler and sample_heun. Two evaluations also in the last step, which here
+    ends at t_min and not at 0. With inflate > 1 the law does not converge to the data's.
     """
-    return Multistep(order=_order("dpmpp", order, 3), frame=DATA)
+    solver = RungeKutta(HEUN if _order("edm", order, 2) == 2 else EULER, SIGMA)
+    return Churn(solver, churn, low, high, inflate) if churn else solver
 
 
-def unipc(order: int = 3) -> Multistep:
-    """UniPC of order 1 to 4 on data prediction: corrector one order higher (Zhao et al. 2023, alg. 1-2).
+def lms(order: int = 4) -> Multistep:
+    """Linear multistep (Adams-Bashforth) in sigma/alpha, exact on uneven steps (Karras et al. 2022 use its family).
 
-    diffusers' UniPCMultistepScheduler(solver_type="bh2") without lower_order_final. Its weights are these exact ones,
-    but for the shortcut it takes at order 2, which differs by the choice of B(h). Converges at order + 1. Wants a grid
-    in log-SNR: with few steps `by_time` leaves a last step too long for its order.
+    k-diffusion's sample_lms and diffusers' LMSDiscreteScheduler, orders 1 to 5; azula's zABSampler.
     """
-    return Multistep(order=_order("unipc", order, 4), frame=DATA, correct=True)
+    return Multistep(order=_order("lms", order, 5), frame=SIGMA, grid=karras)
+
+
+def deis(order: int = 3) -> Multistep:
+    """tAB-DEIS with polynomials in log(sigma/alpha): Adams-Bashforth on noise prediction (Zhang & Chen 2023, eq. 15).
+
+    diffusers' DEISMultistepScheduler without lower_order_final; azula's zEABSampler. Orders 1 to 5.
+    """
+    return Multistep(order=_order("deis", order, 5), frame=NOISE)
+
+
+def ipndm(order: int = 4) -> Multistep:
+    """iPNDM: classical Adams-Bashforth weights on noise prediction, whatever the steps (Zhang & Chen 2023, sec. 3.3).
+
+    Of its order on steps of one length in sigma/alpha, of order 2 where lengths change slowly, of order 1 otherwise:
+    `lms(order)` is the same with weights for the steps there are.
+    """
+    return Multistep(order=_order("ipndm", order, 5), frame=SIGMA, even=True)
+
+
+def pndm(start: str = "rk4") -> Started:
+    """PNDM: `ipndm(4)` after a Runge-Kutta start, 'rk4' (three steps) or 'heun' (one) (Liu et al. 2022, alg. 2).
+
+    diffusers' PNDMScheduler with skip_prk_steps=False, whose stages lie in the middle of a step in t and not, as here,
+    in sigma/alpha, or True.
+    """
+    if start not in ("rk4", "heun"):
+        raise InvalidArgumentError(f"start must be 'rk4' or 'heun', got {start!r}")
+    tableau, steps = (RK4, 3) if start == "rk4" else (HEUN, 1)
+    return Started(ipndm(4), RungeKutta(tableau, SIGMA), steps)
+
+
+def dpm(order: int = 2, singlestep: bool = True) -> Singlestep | Multistep:
+    """DPM-Solver of order 1, 2 or 3 on noise prediction (Lu et al. 2022, alg. 1-2), or its multistep form.
+
+    Singlestep: stages at 1/2, or 1/3 and 2/3, of the step in log-SNR, as many evaluations a step as the order; order 2
+    is k-diffusion's sample_dpm_2. Multistep: diffusers' DPMSolverMultistepScheduler(algorithm_type="dpmsolver"), but
+    for order 3, where theirs misses a factor 2.
+    """
+    return _dpm(_order("dpm", order, 3), NOISE, 0.0, singlestep)
+
+
+def dpmpp(order: int = 2, singlestep: bool = False) -> Singlestep | Multistep:
+    """DPM-Solver++ of order 1, 2 or 3 on data prediction, multistep or singlestep (Lu et al. 2022b, alg. 1-2).
+
+    Multistep: diffusers' DPMSolverMultistepScheduler(algorithm_type="dpmsolver++"), k-diffusion's sample_dpmpp_2m; in
+    order 3 their coefficient misses a factor 2 (it has order 2). Singlestep, order 2: sample_dpmpp_2s_ancestral(eta=0).
+    Multistep wants a grid in log-SNR: with few steps `by_time` leaves a last step too long for orders 2 and 3.
+    """
+    return _dpm(_order("dpmpp", order, 3), DATA, 0.0, singlestep)
+
+
+def dpmpp_sde(order: int = 2, eta: float = 1.0, singlestep: bool = False) -> Singlestep | Multistep:
+    """SDE-DPM-Solver++ of order 1, 2 or 3: `dpmpp` with noise (Lu et al. 2022b, sec. 5.3); weak order at most 2.
+
+    Multistep: k-diffusion's sample_dpmpp_2m_sde and 3m_sde, diffusers' "sde-dpmsolver++" (whose order 3 has a wrong
+    sign). Singlestep, order 2: k-diffusion's sample_dpmpp_sde, all noise of a step from one Brownian path.
+    """
+    return _dpm(_order("dpmpp_sde", order, 3), DATA, eta, singlestep)
+
+
+def _dpm(order: int, frame: Frame, eta: float, singlestep: bool) -> Singlestep | Multistep:
+    if singlestep:
+        return _singlestep(order, frame, eta)
+    return Multistep(order=order, frame=frame, eta=eta, pair="midpoint" if order == 2 else "exact")
+
+
+def _singlestep(order: int, frame: Frame, eta: float) -> Singlestep:
+    stages: tuple[float, ...] = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}[order]
+    final = {1: (0,), 2: (1,), 3: (0, 2)}[order]
+    return Singlestep(stages, final, frame, eta)
+
+
+def seeds(order: int = 2) -> Singlestep:
+    """SEEDS of order 1, 2 or 3: DPM-Solver with noise, on noise prediction (Gonzalez et al. 2023, alg. 1-3).
+
+    All noise of a step is one Brownian path; weak order at most 2, as many evaluations a step as the order.
+    """
+    return _singlestep(_order("seeds", order, 3), NOISE, 1.0)
+
+
+def er_sde(order: int = 3) -> Multistep:
+    """ER-SDE of order 1, 2 or 3: much noise early, next to none at the end (Cui et al. 2023, ER-SDE 5).
+
+    eta as a function of the level (`sd.ERSDEEta`), its integrals by Gauss-Legendre; weak order at most 2.
+    """
+    return Multistep(order=_order("er_sde", order, 3), frame=DATA, eta=ERSDEEta())
+
+
+def sa_solver(
+    order: int = 3, tau: float = 1.0, low: float = 0.05, high: float = 1.0, correct: bool | int = True
+) -> Multistep:
+    """SA-Solver: Adams with corrector, and noise `tau` where low <= sigma/alpha <= high (Xue et al. 2023, alg. 1).
+
+    diffusers' SASolverScheduler(corrector_order=correct), whose window is in time steps. `correct` is the number of the
+    corrector's nodes, one more than the predictor's for True. Weak order at most 2; with tau = 0, `unipc`.
+    """
+    eta = Window(tau, low, high) if tau else 0.0
+    return Multistep(order=_order("sa_solver", order, 4), frame=DATA, eta=eta, correct=correct, pair="flat")
+
+
+def dpm_ancestral(eta: float = 1.0) -> Ancestral:
+    """DPM-Solver-2 to below the next level, and noise back up: k-diffusion's sample_dpm_2_ancestral, weak order 2.
+
+    diffusers' KDPM2AncestralDiscreteScheduler. Two evaluations a step.
+    """
+    return Ancestral(Singlestep((1 / 2,), (1,), NOISE, grid=karras), eta)
+
+
+def dpmpp_ancestral(eta: float = 1.0) -> Ancestral:
+    """DPM-Solver++ 2S to below the next level, and noise back up: k-diffusion's sample_dpmpp_2s_ancestral.
+
+    Weak order 2, two evaluations a step.
+    """
+    return Ancestral(Singlestep((1 / 2,), (1,), DATA, grid=karras), eta)
+
+
+def milstein(eta: float = 1.0) -> Milstein:
+    """Milstein's method in t on any reverse SDE with diagonal noise (Milstein 1975)."""
+    return Milstein(eta)
+
+
+def stochastic_heun(eta: float = 1.0) -> StochasticHeun:
+    """Heun's method in t on any reverse SDE: weak order 2 where g is free of x (Kloeden & Platen 1992, ch. 15)."""
+    return StochasticHeun(eta)
+
+
+def stochastic_runge_kutta(eta: float = 1.0) -> StochasticRungeKutta:
+    """The explicit method of weak order 2 on any reverse SDE, matrix noise too (Kloeden & Platen 1992, eq. 15.1.3)."""
+    return StochasticRungeKutta(eta)
+
+
+def unipc(order: int = 3, kind: str = "bh2") -> Multistep:
+    """UniPC of order 1 to 5 on data prediction: corrector one order higher (Zhao et al. 2023, alg. 1-2).
+
+    kind: the authors' B(h) of orders 1 and 2, 'bh1' or 'bh2'. diffusers' UniPCMultistepScheduler(solver_type=kind)
+    without lower_order_final, the same numbers. Converges at order + 1. Wants a grid in log-SNR: with few steps
+    `by_time` leaves a last step too long for its order.
+    """
+    if kind not in ("bh1", "bh2"):
+        raise InvalidArgumentError(f"kind must be 'bh1' or 'bh2', got {kind!r}")
+    pair = "flat" if kind == "bh1" else "midpoint"
+    return Multistep(order=_order("unipc", order, 5), frame=DATA, correct=True, pair=pair)
 
 
 def default() -> Solver:
-    """What `sample` uses: third-order Adams-Bashforth on noise prediction, polynomials in log-SNR, Karras grid.
+    """What `sample` uses: Adams methods in the angle frame, polynomials in `(sigma/alpha)^(1/7)`, on `grids.angular`.
 
-    diffusers' DEISMultistepScheduler(solver_order=3) and DPM-Solver-3 as a multistep, with exact weights and without
-    lower_order_final. Of order 3, one evaluation a step; chosen for staying well behaved at few steps on any process.
+    Of order 3 for up to 10 steps, 4 from 11 and, with a corrector, 5 from 40; one evaluation a step. Chosen from some
+    thousand combinations of frame, order and grid by the terminal error on exact mixtures and a trained network;
+    docs/accuracy.md has the study, and the comparison with other libraries' samplers. `calibrate` fits one to a model.
     """
-    return Multistep(order=3, frame=NOISE, correct=False, grid=karras)
+    frame = ANGLE(variable=seventh_root)
+    orders = ((1, 3, False), (11, 4, False), (40, 4, True))
+    methods = tuple((least, Multistep(order, frame, correct=correct)) for least, order, correct in orders)
+    return ByLength(methods, grid=angular)

@@ -151,9 +151,13 @@ class ScoreModel:
         """The prediction `want` `[B, *S]`, a name or a pair `(p, q)`, at x `[B, *S]` and a level `[]` or `[B]`."""
         check_level(level)
         if isinstance(want, str) and want == self.predicts:
-            return self._raw(x, level)
-        c_x, c_raw = convert(level, self._known(level), plane(self.process, level, want))
-        return combine((c_x, x), (c_raw, self._raw(x, level)))
+            return self.raw(x, level)
+        c_x, c_raw = self.coefficients(level, want)
+        return combine((c_x, x), (c_raw, self.raw(x, level)))
+
+    def coefficients(self, level: Level, want: Want) -> tuple[Tensor, Tensor]:
+        """`(c_x, c_raw)` with `want = c_x x + c_raw raw(x, level)`, of the level's shape."""
+        return convert(level, self._known(level), plane(self.process, level, want))
 
     def _known(self, level: Level) -> tuple[Tensor, Tensor]:
         """The pair of the network's own output."""
@@ -168,8 +172,8 @@ class ScoreModel:
             return s / (self.sigma_data * norm), -self.sigma_data / norm
         return plane(self.process, level, self.predicts)
 
-    def _raw(self, x: Tensor, level: Level) -> Tensor:
-        """The network's output at x, checked."""
+    def raw(self, x: Tensor, level: Level) -> Tensor:
+        """The network's own output at x `[B, *S]` (for 'energy' the score), checked."""
         value = self.time(level)
         if not isinstance(value, Tensor):
             raise InvalidTypeError(f"time(level) must return a tensor like level.t, got {value!r}")

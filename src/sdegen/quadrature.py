@@ -14,16 +14,16 @@ and sec. 2.5). A node far away has no weight: history that does not exist yet is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdegen.frames import Eta, Frame
+from sdegen.etas import ByLevel, Eta, StepEta
+from sdegen.frames import DATA, Frame
 from sdegen.sde import Level
-from sdegen.tensors import combine
 
 FAR = 1e20
 _SERIES = 26
@@ -109,23 +109,81 @@ def quadrature(a: Eta, h: Tensor, us: Tensor) -> tuple[Tensor, Tensor]:
     return _weights(torch.stack(_newton(_moments(a, h, m), us), -1), us)
 
 
-def _in_variable(
-    a: Eta, frame: Frame, variable: Callable[[Tensor], Tensor], now: Level, next: Level, vs: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The same weights for a polynomial in `frame.variable`: Gauss-Legendre in lam, nodes at `vs` `[..., m]`."""
-    points, masses = (v.to(vs.device) for v in _GAUSS)
+class Weights(NamedTuple):
+    """A step in x: `x_next = decay x + sum_j nodes[..., j] N_j`; `last` is the part of the last Newton term.
+
+    decay `[...]`, nodes and last `[..., m]`, for levels of shape `[...]`.
+    """
+
+    decay: Tensor
+    nodes: Tensor
+    last: Tensor
+
+
+def weights(
+    frame: Frame,
+    eta: Eta | StepEta,
+    now: Level,
+    next: Level,
+    at: Tensor,
+    *,
+    unit: bool = False,
+    pair: str = "exact",
+) -> Weights:
+    """The weights of steps from now to next through nodes at coordinates `at` `[..., m]`, for levels `[...]`.
+
+    eta: constant over each step, or a function of the step; one that is `ByLevel` changes inside of it, in DATA.
+    unit: the nodes hold N without its factor `frame.gain`. pair: how a polynomial through two nodes counts, whether
+    there are two or the others are far: 'exact' by its integral; 'midpoint' by its value in the middle of the step
+    times I_0; 'flat' by its value at now times I_0 and, without the kernel, its slope times h^2/2. All agree to h^3.
+    """
+    step_eta: Eta = eta(now, next) if callable(eta) else eta
+    inner = eta if isinstance(eta, ByLevel) and isinstance(frame, type(DATA)) else None
+    a, start = frame.rate(step_eta), frame.clock(now)
+    h = frame.clock(next) - start
+    if frame.variable is None and inner is None:
+        integrals = torch.stack(_newton(_moments(a, h, at.shape[-1]), at - start[..., None]), -1)
+        middle = start + h / 2
+    else:
+        integrals = _by_gauss(a, frame, now, next, at, inner)
+        middle = _coordinate(frame, (now.lam + next.lam) / 2)
+    if pair != "exact" and at.shape[-1] > 1:
+        size, begin = integrals[..., 0], frame.coordinate(now)
+        first = size * (begin - at[..., 0]) + (size if pair == "midpoint" else h) * (middle - begin)
+        if at.shape[-1] > 2:
+            first = torch.where(at[..., 2].abs() >= FAR / 2, first, integrals[..., 1])
+        integrals = torch.cat([integrals[..., :1], first[..., None], integrals[..., 2:]], -1)
+    nodes, last = _weights(integrals, at)
+    scale = frame.scale(next)
+    decay = scale / frame.scale(now)
+    if not (isinstance(a, float) and a == 0.0):
+        decay = decay * torch.exp(a * h)
+    if unit and inner is None:
+        scale = scale * frame.gain(step_eta)
+    return Weights(decay, scale[..., None] * nodes, scale[..., None] * last)
+
+
+def _coordinate(frame: Frame, lam: Tensor) -> Tensor:
+    return frame.tau(lam) if frame.variable is None else frame.variable(lam)
+
+
+def _by_gauss(a: Eta, frame: Frame, now: Level, next: Level, at: Tensor, inner: ByLevel | None) -> Tensor:
+    """The I_k `[..., m]` for a polynomial in `frame.variable` or an eta that changes inside: Gauss-Legendre in lam."""
+    points, masses = (v.to(at.device) for v in _GAUSS)
     start, end = now.lam[..., None], next.lam[..., None]
     lams = start + (end - start) * (1 + points) / 2
     kernel = (end - start) / 2 * masses * frame.pace(lams)
-    if not (isinstance(a, float) and a == 0.0):
-        a = a[..., None] if isinstance(a, Tensor) else a
+    if inner is not None:
+        kernel = kernel * inner.gain(lams) * torch.exp(inner.integral(lams) - inner.integral(end))
+    elif not (isinstance(a, float) and a == 0.0):
+        a = a[..., None] if isinstance(a, Tensor) and a.ndim else a
         kernel = kernel * torch.exp(a * (frame.tau(end) - frame.tau(lams)))
-    here = variable(lams)
+    here = _coordinate(frame, lams)
     integrals, basis = [], kernel
-    for k in range(vs.shape[-1]):
+    for k in range(at.shape[-1]):
         integrals.append(basis.sum(-1))
-        basis = basis * (here - vs[..., k, None])
-    return _weights(torch.stack(integrals, -1), vs)
+        basis = basis * (here - at[..., k, None])
+    return torch.stack(integrals, -1)
 
 
 def integrate(
@@ -136,18 +194,23 @@ def integrate(
     Deterministic part only; in working precision (float32 for half-precision states). The error costs a second pass
     over the nodes, so it is computed only for `estimate=True` and two or more nodes; None otherwise.
     """
-    a, start = frame.rate(eta), frame.clock(now)
-    h = frame.clock(next) - start
-    us = torch.stack([node.at.expand_as(start) for node in nodes], -1)
-    if frame.variable is None:
-        weights, last = quadrature(a, h, us - start[..., None])
-    else:
-        weights, last = _in_variable(a, frame, frame.variable, now, next, us)
-    scale = frame.scale(next)
-    decay = scale / frame.scale(now)
-    if not (isinstance(a, float) and a == 0.0):
-        decay = decay * torch.exp(a * h)
-    out = combine((decay, x), *((scale * weights[..., j], node.value) for j, node in enumerate(nodes)))
-    if not estimate or len(nodes) < 2:
+    start = frame.clock(now)
+    at = torch.stack([node.at.expand_as(start) for node in nodes], -1)
+    step = weights(frame, eta, now, next, at)
+    return assemble(frame, step, now, next, x, [node.value for node in nodes], estimate)
+
+
+def assemble(
+    frame: Frame,
+    step: Weights,
+    now: Level,
+    next: Level,
+    x: Tensor,
+    values: Sequence[Tensor],
+    estimate: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`decay x + sum_j w_j N_j` for values N_j `[B, *S]`, and its last Newton term where asked for."""
+    out = frame.join(now, next, (step.decay, x), *zip(step.nodes.unbind(-1), values))
+    if not estimate or len(values) < 2:
         return out, None
-    return out, combine(*((scale * last[..., j], node.value) for j, node in enumerate(nodes)))
+    return out, frame.join(now, now, *zip(step.last.unbind(-1), values))

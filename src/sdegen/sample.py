@@ -1,19 +1,20 @@
-"""The calls people use: `sample` from noise to data, `encode` from data to noise."""
+"""The calls people use: `sample` from noise to data, `edit` data by noising them, `encode` from data to noise."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.checks import check_parts, check_solve, network, warn_caller, warn_if_training
+from sdegen.checks import check_parts, check_solve, check_state, network, warn_caller, warn_if_training
 from sdegen.control import Fixed
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable, strict_keywords
 from sdegen.frames import TIME
@@ -21,25 +22,29 @@ from sdegen.grids import Grid, by_time, check_steps
 from sdegen.methods import default, euler_maruyama
 from sdegen.process import Process
 from sdegen.progress import progress_bar
-from sdegen.sde import Level, ReverseSDE
+from sdegen.sde import Level, Model, ReverseSDE
 from sdegen.solution import STOP, Observer, Progress, Solution, Status, ended
 from sdegen.solve import keep, run, solve
 from sdegen.solvers.base import Reverse, Solver
 from sdegen.solvers.runge_kutta import HEUN, RungeKutta
 from sdegen.tensors import finite_rows
+from sdegen.trajectory import Recorder, Trajectory, joined
 
 _PURE = 0.15
+_EDIT = (1, 0, 0, 0)  # words that no time and no prior has: noise of its own for `edit`
 
 
-@strict_keywords
-@torch.no_grad()
+@overload
 def sample(
     model: Reverse,
     shape: Sequence[int],
     *,
-    steps: int = 20,
+    steps: int | None = None,
     solver: Solver | None = None,
     grid: Grid | Tensor | Sequence[float] | None = None,
+    x: Tensor | None = None,
+    start: float | None = None,
+    end: float | None = None,
     seed: int | Tensor = 0,
     batch_size: int | None = None,
     denoise: bool = True,
@@ -47,20 +52,67 @@ def sample(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     observe: Observer | None = None,
+    return_path: Literal[False] = False,
     progress: bool | None = None,
-) -> Tensor:
+) -> Tensor: ...
+@overload
+def sample(
+    model: Reverse,
+    shape: Sequence[int],
+    *,
+    steps: int | None = None,
+    solver: Solver | None = None,
+    grid: Grid | Tensor | Sequence[float] | None = None,
+    x: Tensor | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    seed: int | Tensor = 0,
+    batch_size: int | None = None,
+    denoise: bool = True,
+    noise: Callable[[Tensor], noises.NoiseSource] = noises.White,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    observe: Observer | None = None,
+    return_path: Literal[True],
+    progress: bool | None = None,
+) -> Trajectory: ...
+@strict_keywords
+@torch.no_grad()
+def sample(
+    model: Reverse,
+    shape: Sequence[int],
+    *,
+    steps: int | None = None,
+    solver: Solver | None = None,
+    grid: Grid | Tensor | Sequence[float] | None = None,
+    x: Tensor | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    seed: int | Tensor = 0,
+    batch_size: int | None = None,
+    denoise: bool = True,
+    noise: Callable[[Tensor], noises.NoiseSource] = noises.White,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    observe: Observer | None = None,
+    return_path: bool = False,
+    progress: bool | None = None,
+) -> Tensor | Trajectory:
     """n samples `[n, *S]`, each a function of its own seed alone; `shape` is `(n, *S)`.
 
-    steps: how many. solver: None for `default()`, or Euler-Maruyama or Heun on a `ReverseSDE`. grid: None for the
-    method's own, a callable `grid(process, n) -> times`, or times `[n + 1]` (then `steps` is not used); it must run
-    down, and starts at t_max or where alpha/sigma is small: the start is noise alone. seed: one number, which gives
-    sample i the seed `sd.noise.seeds(seed, n)[i]`, or the seeds `[n]` themselves, to make single samples again (with
-    `model.rows(index)` where conditions are per sample). batch_size: how many samples the network sees at once; always
-    that many, the last batch padded, so that a sample's bits do not depend on n. denoise: end with the predicted data
-    at the last level, one evaluation more, instead of the state there (a `ReverseSDE` has no such prediction and ends
-    with the state). noise: makes the source from a batch's seeds `[B]`. dtype, device: the network's by default, else
-    float32 on the CPU. observe: see `solve`; what it returns is not kept, and `STOP` ends its batch (which is denoised
-    at the level reached). progress: None shows a bar on terminals.
+    steps: how many, 20 if None (a plan's own). solver: None for `default()`, or Euler-Maruyama or Heun on a
+    `ReverseSDE`. grid: None for the method's own, a callable `grid(process, n) -> times`, or times `[n + 1]` (then
+    `steps` is not used); it must run down, and starts at t_max or where alpha/sigma is small, as the start is noise
+    alone. x: states `[n, *S]` to go on from at the grid's first time, as from an earlier run (`edit` starts from data).
+    start, end: the first and the last time, where the grid is a callable that takes them, as those of `sd.grids`
+    do. seed: one number, which gives sample i the seed `sd.noise.seeds(seed, n)[i]`, or the seeds `[n]` themselves, to
+    make single samples again (with `model.rows(index)` where conditions are per sample). batch_size: how many samples
+    the network sees at once; always that many, the last batch padded, so that a sample's bits do not depend on n.
+    denoise: end with the predicted data at the last level, one evaluation more, instead of the state there (a
+    `ReverseSDE` has no such prediction and ends with the state). noise: makes the source from a batch's seeds `[B]`.
+    dtype, device: those of x or the network by default, else float32 on the CPU. observe: see `solve`; what it returns
+    is not kept, and `STOP` ends its batch (which is denoised at the level reached). return_path: return a `Trajectory`,
+    with all states and previews. progress: None shows a bar on terminals.
 
     Keeps no gradients. Raises InvalidArgumentError and InvalidTypeError before the first evaluation, and SolveError at
     the end if samples became NaN or Inf, with all others in its `partial`.
@@ -68,10 +120,15 @@ def sample(
     n, event = _check_shape(shape)
     solver = _own(model) if solver is None else solver
     check_parts(model, solver, observe)
-    control = _control(model, solver, grid, steps)
+    control = _control(model, solver, grid, steps, start, end)
     if not control.towards_data:
         raise InvalidArgumentError("sample runs from noise to data: times must decrease (sd.encode runs them up)")
     dtype, device = _place(model, dtype, device)
+    if x is not None:
+        check_state(x)
+        if x.shape != (n, *event):
+            raise InvalidArgumentError(f"x must have the shape asked for, {[n, *event]}; got {list(x.shape)}")
+        dtype, device = x.dtype, x.device
     seeds = _seeds(seed, n, device)
     if hasattr(model, "check_batch"):
         model.check_batch(n)
@@ -80,22 +137,27 @@ def sample(
     chunks = math.ceil(n / size) if n else 0
     shown = progress if progress is not None else (None if sys.stderr.isatty() else False)
     parts: list[Solution] = []
+    paths: list[Recorder] = []
     with _keeping(parts, n), progress_bar(chunks * control.steps, shown) as bar:
         for k in range(chunks):
-            start, real = k * size, min(size, n - k * size)
-            index = torch.arange(start, start + size, device=device).clamp(max=n - 1)
+            first, real = k * size, min(size, n - k * size)
+            index = torch.arange(first, first + size, device=device).clamp(max=n - 1)
             here, own = model.rows(index) if hasattr(model, "rows") else model, seeds[index]
-            x = _start(here, own, event, dtype, control)
-            source = noise(own) if solver.stochastic else None
-            watch = _Watch(observe, bar, real, solver.evals)
-            check_solve(here, x, control, solver, source, "return", watch)
-            part = run(here, x, control, solver, source, watch, False)
+            begin = _start(here, own, event, dtype, control) if x is None else x[index]
+            source = noise(own) if solver.stochastic or control.passes > 1 else None
+            record = Recorder(begin[:real], here.process.level(control.times[0])) if return_path else None
+            paths += [record] if record else []
+            watch = _Watch(observe, bar, real, record)
+            check_solve(here, begin, control, solver, source, "return", watch)
+            part = run(here, begin, control, solver, source, watch, False)
             parts.append(part.rows(real))
             if denoise and not isinstance(here, ReverseSDE):
                 parts[-1] = _denoised(here, part, watch.level).rows(real)
-    if not parts:
-        return torch.empty(0, *event, dtype=dtype, device=device)
-    return ended(Solution.join(parts), "raise").x
+    empty = torch.empty(0, *event, dtype=dtype, device=device)
+    result = ended(Solution.join(parts), "raise").x if parts else empty
+    if not return_path:
+        return result
+    return joined(result, paths or [Recorder(empty, model.process.level(control.times[0]))])
 
 
 @contextlib.contextmanager
@@ -113,11 +175,32 @@ def _keeping(parts: list[Solution], n: int) -> Iterator[None]:
 
 @strict_keywords
 @torch.no_grad()
+def edit(model: Model, data: Tensor, start: float, *, seed: int | Tensor = 0, **options: Any) -> Any:
+    """Samples near `data` `[n, *S]`: noised to the level at time `start`, and sampled from there (SDEdit).
+
+    `x = alpha data + sigma noise` at `start`, whose noise is a function of each sample's seed, then `sample` with x and
+    start; a later start keeps less of the data (Meng et al. 2022, alg. 1; image-to-image with diffusers' strength).
+    options: those of `sample`. Raises InvalidArgumentError for a start outside of the process's span.
+    """
+    check_state(data)
+    process = getattr(model, "process", None)
+    if not isinstance(process, Process):
+        raise InvalidTypeError(f"edit needs a ScoreModel on a Process, whose noise it adds; got {model!r}")
+    if not process.t_min < start <= process.t_max:
+        raise InvalidArgumentError(f"start must be a time in ({process.t_min:g}, {process.t_max:g}], got {start}")
+    seeds = _seeds(seed, data.shape[0], data.device)
+    noise = noises.normals(seeds, tuple(data.shape[1:]), _EDIT, dtype=data.dtype)
+    x = process.perturb(data, process.level(start), noise)
+    return sample(model, tuple(data.shape), x=x, start=start, seed=seed, **options)
+
+
+@strict_keywords
+@torch.no_grad()
 def encode(
     model: Reverse,
     x: Tensor,
     *,
-    steps: int = 20,
+    steps: int | None = None,
     solver: Solver | None = None,
     grid: Grid | Tensor | Sequence[float] | None = None,
     progress: bool = False,
@@ -142,7 +225,9 @@ def _own(model: Any) -> Solver:
     return euler_maruyama(model.eta) if model.eta else RungeKutta(HEUN, TIME)
 
 
-def _control(model: Any, solver: Any, grid: Any, steps: int) -> Fixed:
+def _control(
+    model: Any, solver: Any, grid: Any, steps: int | None, start: float | None = None, end: float | None = None
+) -> Fixed:
     """The grid as a controller; everything about it is checked here."""
     if grid is None:
         grid = getattr(solver, "grid", by_time) if isinstance(model.process, Process) else by_time
@@ -150,7 +235,16 @@ def _control(model: Any, solver: Any, grid: Any, steps: int) -> Fixed:
         raise InvalidTypeError(
             f"grid must be a callable grid(process, n) such as sd.grids.karras, or times; got {grid!r}"
         )
-    return Fixed(grid(model.process, check_steps(steps)) if callable(grid) else grid)
+    own = {name: value for name, value in (("start", start), ("end", end)) if value is not None}
+    if own and (not callable(grid) or not own.keys() <= inspect.signature(grid).parameters.keys()):
+        raise InvalidArgumentError(
+            f"the grid {grid} takes no {' and '.join(own)}: give the times themselves, or a grid that does, such as "
+            "sd.grids.karras, by_snr or by_time"
+        )
+    if steps is None:
+        steps = getattr(solver, "planned", 20)
+    made = grid(model.process, check_steps(steps), **own) if callable(grid) else grid
+    return made if isinstance(made, Fixed) else Fixed(made)
 
 
 def _check_shape(shape: Any) -> tuple[int, tuple[int, ...]]:
@@ -225,12 +319,25 @@ def _denoised(model: Any, part: Solution, level: Level) -> Solution:
 class _Watch:
     """The observer of one batch: moves the bar, remembers the level, hides the padded rows from the user's own."""
 
-    def __init__(self, observe: Observer | None, bar: Callable[[int], None], real: int, evals: int) -> None:
-        self.observe, self.bar, self.real, self.evals = observe, bar, real, evals
+    def __init__(
+        self, observe: Observer | None, bar: Callable[[int], None], real: int, record: Recorder | None
+    ) -> None:
+        self.observe, self.bar, self.real, self.record = observe, bar, real, record
+        self.previews = observe is not None or record is not None
+        self.spent = 0
 
     def __call__(self, progress: Progress) -> Any:
         self.level = progress.level
-        self.bar(self.evals)
-        if self.observe is None:
+        self.bar(progress.nfe - self.spent)
+        self.spent = progress.nfe
+        if not self.previews:
             return None
-        return STOP if self.observe(progress._replace(x=progress.x[: self.real])) is STOP else None
+
+        def preview() -> Tensor | None:
+            data = progress.preview()
+            return None if data is None else data[: self.real]
+
+        shown = progress._replace(x=progress.x[: self.real], preview=preview)
+        if self.record is not None:
+            self.record(shown)
+        return STOP if self.observe is not None and self.observe(shown) is STOP else None

@@ -25,13 +25,18 @@ class Status(enum.IntEnum):
 
 
 class Progress(NamedTuple):
-    """What an observer sees after each step; x `[B, *S]` is the solver's own and must not be edited."""
+    """What an observer sees after each step; x `[B, *S]` is the solver's own and must not be edited.
+
+    `preview()` is the data `[B, *S]` that the network predicted at the step's last evaluation, at no further one (None
+    on a `ReverseSDE`, which predicts none).
+    """
 
     step: int
     steps: int | None
     x: Tensor
     level: Level
     nfe: int
+    preview: Callable[[], Tensor | None] = lambda: None
 
 
 class _Stop(enum.Enum):

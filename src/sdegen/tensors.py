@@ -35,18 +35,26 @@ def expect_like(value: object, x: Tensor, what: str) -> Tensor:
     raise InvalidArgumentError(f"{what} like x, {list(x.shape)} of {x.dtype}; got {got}")
 
 
-def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
-    """`sum w v` over pairs `(w, v)`, weights w `[]` or `[B]` and states v `[B, *S]`: what a solver's step is made of.
+def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
+    """`sum w v` over pairs `(w, v)`, weights w `[]`, `[B]` or floats, states v `[B, *S]`: what a step is made of.
 
     In working precision: float32 for half-precision states, which `.to(x.dtype)` brings back.
     """
-    weight, value = terms[0]
-    value = widen(value)
-    total = like(weight, value) * value
-    for weight, value in terms[1:]:
-        value = widen(value)
-        total = total + like(weight, value) * value
+    total = _scaled(*terms[0])
+    owned = not torch.is_grad_enabled()
+    for term in terms[1:]:
+        product = _scaled(*term)
+        # the same bits, without another large tensor: memory that is new costs more than the sum
+        if owned and product.shape == total.shape and product.dtype == total.dtype:
+            total.add_(product)
+        else:
+            total = total + product
     return total
+
+
+def _scaled(weight: Tensor | float, value: Tensor) -> Tensor:
+    value = widen(value)
+    return (like(weight, value) if isinstance(weight, Tensor) else weight) * value
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -57,6 +57,11 @@ class Solver(Protocol):
     `evals`: network evaluations per step. `stochastic`: whether it draws noise (and so runs only towards data).
     `memory`: how many past evaluations it carries; a jump of x between steps would make them wrong.
     `grid`: the method's own grid. `init` returns the carry, of one structure from the first step to the last.
+
+    A solver may also have `on(model, levels) -> Sequence[Solver]`: one solver per step of a grid with levels `[n + 1]`,
+    asked for once before the first step of a solve on a fixed grid (an empty answer: step as usual). The carry is then
+    the first one's, passed from each to the next, whatever its structure. There all weights can be worked out at once,
+    steps can know where in the grid they are, and each counts its own `evals`.
     """
 
     @property

@@ -13,7 +13,7 @@ from sdegen.grids import Grid, check_steps, natural
 from sdegen.noise import NoiseSource
 from sdegen.sde import Level
 from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step, check_score_model, draw
-from sdegen.solvers.singlestep import ReverseDiffusion
+from sdegen.solvers.stochastic import ReverseDiffusion
 from sdegen.tensors import combine, widen
 
 
@@ -92,7 +92,7 @@ class BatchCoupledLangevin(Langevin):
         return 2 * (a * self.snr * ratio) ** 2
 
 
-class _Branch(NamedTuple):
+class Branch(NamedTuple):
     """A noise source for one part of a pair: the binary tree of tags keeps all parts, nested ones too, apart."""
 
     noise: NoiseSource
@@ -155,7 +155,7 @@ class PC(OneStep):
         noise: NoiseSource | None,
     ) -> Step:
         """One predictor step, then the corrector at `next`."""
-        first, second = (None, None) if noise is None else (_Branch(noise, 0), _Branch(noise, 1))
+        first, second = (None, None) if noise is None else (Branch(noise, 0), Branch(noise, 1))
         predicted = self.predictor.step(model, x, now, next, carry[0], first)
         corrected = self.corrector.step(model, predicted.x, now, next, carry[1], second)
         return Step(corrected.x, (predicted.carry, corrected.carry), predicted.error)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
-from sdegen.frames import DATA, Eta, Frame, check_frame
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.etas import Eta
+from sdegen.frames import DATA, Frame, check_frame
 from sdegen.grids import Grid, by_snr
 from sdegen.noise import NoiseSource
-from sdegen.quadrature import FAR, Node, integrate
-from sdegen.sde import Level, check_eta
-from sdegen.solvers.base import Reverse, Step, check_reverse, draw
-from sdegen.tensors import like, widen
+from sdegen.quadrature import FAR, Node, Weights, assemble, weights
+from sdegen.sde import Level, ReverseSDE, check_eta
+from sdegen.solvers.base import Reverse, Solver, Step, check_reverse, draw
+from sdegen.solvers.fused import ends, fused
+from sdegen.tensors import widen
 
 
 class Last(NamedTuple):
@@ -34,64 +36,72 @@ class History(NamedTuple):
     last: Last | None
 
 
-@dataclass(frozen=True)
-class DDIMEta:
-    """DDIM's own eta as a step's eta: noise of `eta` times the posterior's std (Song, Meng & Ermon 2021, eq. 16).
-
-    `1 - exp(-2 e^2 h) = eta^2 (1 - exp(-2 h))` solved for e; the two agree at 0 and 1.
-    """
-
-    eta: float
-
-    def __post_init__(self) -> None:
-        check_eta(self.eta)
-        if self.eta > 1:
-            raise InvalidArgumentError(
-                f"DDIM's eta must be in [0, 1], got {self.eta}: more noise than the posterior has"
-            )
-
-    def __call__(self, now: Level, next: Level) -> Tensor:
-        h = next.lam - now.lam
-        return torch.sqrt(-torch.log1p(self.eta**2 * torch.expm1(-2 * h)) / (2 * h))
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Multistep:
     """One evaluation a step: the polynomial through this one and the `order - 1` before it, integrated exactly.
 
-    With `correct=True` each evaluation, made at the predicted x, also corrects that x through one more node (PEC), so
-    the order becomes `order + 1` at no cost; the end of the grid is left predicted. `eta` is constant, or, for order 1
-    without corrector, a function `(now, next) -> eta`.
+    With `correct=True` each evaluation, made at the predicted x, also corrects that x through `order + 1` nodes, itself
+    the newest (PEC), so the order becomes `order + 1` at no cost; the end of the grid is left predicted. `correct=k`
+    takes k nodes instead. `eta` is constant, or a function `(now, next) -> eta` of the step: `sd.Window`,
+    `sd.DDIMEta`, or your own; with memory only in DATA, NOISE, SIGMA and WIENER, where past values serve every eta.
 
-    Order (`convergence`): `order`, or `order + 1` when corrected; for eta > 0 that of the law, at most 2 (1 in TIME).
-    The first step knows no past and has order 1, an error in proportion to N's derivative at the first level, which
-    vanishes with the data's share of x there; `grids.graded` starts a solve at full order where that is not enough.
-    With eta = 0 one step is exact for point-mass data in DATA, NOISE, SIGMA and FLOW (in DATA for any eta), and for
-    N(0, sigma_data^2) data in ANGLE(sigma_data).
+    pair: how a polynomial through two nodes counts, 'exact' by its integral, or by one of two shortcuts of the same
+    order and another constant: 'midpoint' by its value in the middle of the step (DPM-Solver++ 2M, UniPC-2 with B2),
+    'flat' by its slope without the kernel (UniPC-2 with B1, SA-Solver). even: nodes count as if all steps were as long
+    as this one, which makes the weights those of classical Adams methods, and the order 1 where steps change length (2
+    where they change slowly).
+
+    Order (`convergence`): `order`, or with a corrector the smaller of its nodes and `order + 1`; for eta > 0 that of
+    the law, at most 2 (1 in TIME). The first step knows no past and has order 1, an error in proportion to N's
+    derivative at the first level, which vanishes with the data's share of x there; `grids.graded` starts a solve at
+    full order where that is not enough. With eta = 0 one step is exact for point-mass data in DATA, NOISE, SIGMA and
+    FLOW (in DATA for any eta), and for N(0, sigma_data^2) data in ANGLE(sigma_data), in WIENER(sigma_data) for any eta.
 
     Adams 1883; Hochbruck & Ostermann 2010, sec. 2.5; Zhao et al. 2023 (UniPC) for reusing the corrector's evaluation.
 
-    Raises InvalidArgumentError for an order outside 1..5, a bad eta, or a varying eta with memory.
+    Raises InvalidArgumentError for an order outside 1..5, a corrector of more than order + 1 nodes, a bad eta, or an
+    eta that changes where past values do not allow it.
     """
 
     order: int = 2
     frame: Frame = DATA
     eta: float | Callable[[Level, Level], Tensor] = 0.0
-    correct: bool = False
-    grid: Grid = field(default=by_snr, repr=False)
-    estimate: bool = field(default=False, repr=False)
+    correct: bool | int = False
+    pair: str = "exact"
+    even: bool = False
+    grid: Grid = by_snr
+    estimate: bool = False
 
     def __post_init__(self) -> None:
         if type(self.order) is not int or not 1 <= self.order <= 5:
             raise InvalidArgumentError(f"order must be 1, 2, 3, 4 or 5, got {self.order!r}")
         check_frame(self.frame)
+        if type(self.correct) not in (bool, int):
+            raise InvalidTypeError(f"correct must be True, False or a number of nodes, got {self.correct!r}")
+        if not 0 <= self.correct <= self.order + 1:
+            raise InvalidArgumentError(
+                f"a corrector takes up to order + 1 = {self.order + 1} nodes, got correct={self.correct}"
+            )
+        if self.pair not in ("exact", "midpoint", "flat"):
+            raise InvalidArgumentError(f"pair must be 'exact', 'midpoint' or 'flat', got {self.pair!r}")
+        if self.even and self.frame.variable is not None:
+            raise InvalidArgumentError("even=True counts nodes in steps; leave the frame's variable out")
         if not callable(self.eta):
             check_eta(self.eta)
-        elif self.memory:
+        elif self.memory and not self.frame.scaled:
             raise InvalidArgumentError(
-                "an eta that varies from step to step needs order=1 and correct=False: past values of N hold the eta "
-                "they were made with"
+                f"in frame {self.frame} an eta that varies from step to step needs order=1 and correct=False: past "
+                "values of N hold the eta they were made with; use sd.DATA, NOISE, SIGMA or WIENER"
             )
+
+    def __repr__(self) -> str:
+        rest = (f", pair={self.pair!r}" if self.pair != "exact" else "") + (", even=True" if self.even else "")
+        return f"Multistep(order={self.order}, frame={self.frame}, eta={self.eta}, correct={self.correct}{rest})"
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes the corrector takes, 0 without one."""
+        return self.order + 1 if self.correct is True else int(self.correct)
 
     @property
     def evals(self) -> int:
@@ -106,21 +116,21 @@ class Multistep:
     @property
     def memory(self) -> int:
         """The number of past evaluations carried."""
-        return self.order if self.correct else self.order - 1
+        return max(self.order, self.nodes) - 1
 
     @property
     def convergence(self) -> int:
         """The order at which errors fall with the step: of the path for eta = 0, of the law (weak) for eta > 0."""
-        order = self.order + 1 if self.correct else self.order
+        order = min(self.order + 1, self.nodes) if self.nodes else self.order
+        order = min(order, 1) if self.even else order
         if not self.stochastic:
             return order
         return min(order, self.frame.weak_order)
 
     @property
     def exact(self) -> tuple[str, ...]:
-        """Data on which one step is exact: those of the frame, and in DATA a point for every eta."""
-        frozen = not self.stochastic or self.frame == DATA(variable=self.frame.variable)
-        return self.frame.exact if frozen else ()
+        """Data on which one step is exact: those of the frame, for eta > 0 where its linear part holds the noise."""
+        return self.frame.exact if not self.stochastic or self.frame.lawful else ()
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> History:
         """A history of nodes so far away that they have no weight."""
@@ -144,16 +154,52 @@ class Multistep:
             )
         frame = self.frame
         eta: Eta = self.eta(now, next) if callable(self.eta) else self.eta
+        value = frame.field(model, x, now, eta, unit=True)
         # a tensor of its own, as in init: in TIME the coordinate is the level's t, which the carry holds too
-        nodes = (Node(frame.coordinate(now).clone(), frame.field(model, x, now, eta)), *carry.nodes)
+        nodes = (Node(frame.coordinate(now).clone(), value), *carry.nodes)
+        at = torch.stack([node.at.expand_as(nodes[0].at) for node in nodes], -1)
+        values = [node.value for node in nodes]
         start, last = x, carry.last
         if last is not None:
-            start, _ = integrate(frame, eta, last.x, last.level, now, nodes)
+            step = self._weights(last.level, now, at[..., : self.nodes], 1)
+            start, _ = assemble(frame, step, last.level, now, last.x, values[: self.nodes])
             start = start if last.kick is None else start + last.kick
-        out, error = integrate(frame, eta, start, now, next, nodes[: self.order], self.estimate)
+        step = self._weights(now, next, at[..., : self.order], 0)
+        out, error = assemble(frame, step, now, next, start, values[: self.order], self.estimate)
         kick = None
         if self.stochastic:
-            kick = like(frame.spread(model.process, now, next, eta), out) * draw(noise, x, now, next)
+            kick = frame.kick(frame.spread(model.process, now, next, eta), draw(noise, x, now, next))
             out = out + kick
         carry = History(nodes[: self.memory], Last(start, now, kick) if self.correct else None)
         return Step(out.to(x.dtype), carry, error)
+
+    def _weights(self, now: Level, next: Level, at: Tensor, newest: int) -> Weights:
+        """The weights of steps through the nodes `at`, the newest one at now (0) or next (1)."""
+        if self.even:
+            start, h = self.frame.clock(now), self.frame.clock(next) - self.frame.clock(now)
+            far = at.abs() >= FAR / 2
+            steps = newest - torch.arange(at.shape[-1], dtype=at.dtype, device=at.device)
+            at = torch.where(far, at, start[..., None] + h[..., None] * steps)
+        return weights(self.frame, self.eta, now, next, at, unit=True, pair=self.pair)
+
+    def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
+        """A solver per step of the grid with levels `[n + 1]`, all weights computed at once; the same method."""
+        if self.estimate or self.frame.grouped or isinstance(model, ReverseSDE):
+            return ()
+        now, next = ends(levels)
+        at = _past(self.frame.coordinate(now), self.memory + 1)
+        predict = self._weights(now, next, at[..., : self.order], 0)
+        correct = None
+        if self.nodes:
+            correct = self._weights(*ends(now), at[1:, : self.nodes], 1)
+        eta: Eta = self.eta(now, next) if callable(self.eta) else self.eta
+        spread = self.frame.spread(model.process, now, next, eta) if self.stochastic else None
+        want = self.frame.unit(model.process, now, eta)
+        return fused(self, model, want, predict, correct, spread, now)
+
+
+def _past(here: Tensor, count: int) -> Tensor:
+    """Where the nodes of step k sit, `[n, count]`: here[k], here[k - 1], ..., far before the first."""
+    far = FAR * torch.arange(count, dtype=here.dtype, device=here.device)
+    padded = torch.cat([far[1:].flip(0), here])
+    return torch.stack([padded[count - 1 - j : len(padded) - j] for j in range(count)], -1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.frames import SIGMA, Frame, check_frame
+from sdegen.frames import SIGMA, Frame, check_frame, refuse_grouped
 from sdegen.grids import Grid, karras
 from sdegen.noise import NoiseSource
 from sdegen.sde import Level
@@ -57,6 +57,7 @@ class RungeKutta(OneStep):
         if not isinstance(self.tableau, Tableau):
             raise InvalidTypeError(f"tableau must be a Tableau such as sd.RK4, got {self.tableau!r}")
         check_frame(self.frame)
+        refuse_grouped(self, self.frame)
 
     @property
     def evals(self) -> int:
@@ -82,22 +83,26 @@ class RungeKutta(OneStep):
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
     ) -> Step:
         """All stages from now to next."""
+        return Step(self.through(model, x, now, next), carry)
+
+    def through(self, model: Reverse, x: Tensor, now: Level, next: Level, first: Tensor | None = None) -> Tensor:
+        """x at `next` by all stages; `first` is N at now, where it is known already."""
         frame, start = self.frame, self.frame.clock(now)
         h = frame.clock(next) - start
-        first, zero = 1 / frame.scale(now), torch.zeros_like(h)
+        into, zero = 1 / frame.scale(now), torch.zeros_like(h)
         slopes: list[Tensor] = []
         for row in self.tableau.a:
             c = sum(row)
             level = self._stage(model, now, next, start + c * h, c)
             terms = [(weight * h, k) for weight, k in zip(row, slopes) if weight]
-            y = combine((first, x), *terms)
+            y = combine((into, x), *terms)
             at = x if not slopes else combine((frame.scale(level), y)).to(x.dtype)
-            n = frame.field(model, at, level, 0.0)
+            n = first if first is not None and not slopes else frame.field(model, at, level, 0.0)
             rate = frame.rate(0.0)
             slopes.append(combine((zero + rate, y), (zero + 1.0, n)) if rate else n)
         scale = frame.scale(next)
         terms = [(scale * weight * h, k) for weight, k in zip(self.tableau.b, slopes) if weight]
-        return Step(combine((scale * first, x), *terms).to(x.dtype), carry)
+        return combine((scale * into, x), *terms).to(x.dtype)
 
     def _stage(self, model: Reverse, now: Level, next: Level, tau: Tensor, c: float) -> Level:
         """The level of a stage, its time clamped into the step so that rounding never leaves the span."""

@@ -1,0 +1,103 @@
+"""Grids that were published as numbers: DDPM's integer time steps in their three spacings, and Align Your Steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.grids.times import check_steps, check_times
+from sdegen.process import Process
+from sdegen.processes import DiscreteVP
+from sdegen.sde import SDE
+
+AYS_SD15 = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+"""Align Your Steps for Stable Diffusion 1.5, sigma/alpha (Sabour, Fidler & Kreis 2024, table 3)."""
+AYS_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
+"""The same for SDXL."""
+AYS_DEEPFLOYD = (160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186, 0.030, 0.006)
+"""The same for DeepFloyd-IF, stage 1."""
+AYS_SVD = (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
+"""The same for Stable Video Diffusion."""
+
+
+def from_sigmas(process: SDE, n: int, sigmas: Sequence[float] = AYS_SD15) -> Tensor:
+    """n steps through published levels `sigma/alpha`, falling; log-linear between them where n is another number.
+
+    So Align Your Steps is `functools.partial(from_sigmas, sigmas=AYS_SDXL)`; with n = len(sigmas) - 1 it is exactly the
+    levels given. It runs from the first to the last of them. Raises InvalidArgumentError unless they fall, are positive
+    and lie inside the process's span (levels beyond an end by less than a thousandth are set to it: published ones are
+    rounded).
+    """
+    if not isinstance(process, Process):
+        raise InvalidTypeError(f"from_sigmas needs a Process with alpha and sigma, got {process}")
+    n, lams = check_steps(n), -torch.log(torch.as_tensor(sigmas, dtype=torch.float64))
+    if lams.ndim != 1 or len(lams) < 2 or not bool((lams.diff() > 0).all()) or not bool(lams.isfinite().all()):
+        raise InvalidArgumentError(f"sigmas must be positive, finite and fall, got {list(sigmas)}")
+    span = [process.level(t).lam for t in (process.t_max, process.t_min)]
+    if float(lams[0]) < float(span[0]) - 1e-3 or float(lams[-1]) > float(span[1]) + 1e-3:
+        low, high = (float(torch.exp(-lam)) for lam in reversed(span))
+        raise InvalidArgumentError(
+            f"sigmas run from {float(sigmas[0]):g} to {float(sigmas[-1]):g}, beyond the levels of {process}, "
+            f"{high:g} to {low:g}"
+        )
+    place = torch.linspace(0.0, len(lams) - 1, n + 1, dtype=torch.float64)
+    k = place.floor().long().clamp(max=len(lams) - 2)
+    part = place - k
+    inside = ((1 - part) * lams[k] + part * lams[k + 1]).clamp(span[0], span[1])
+    return check_times(process.at(inside).t, process)
+
+
+def timesteps(n: int, spacing: str = "leading", steps: int = 1000, offset: int = 0) -> Tensor:
+    """The n integer time steps `[n]`, falling, at which a DDPM of `steps` steps is evaluated.
+
+    'leading': `offset + i (steps // n)`; 'trailing': `round(steps - i steps/n) - 1`; 'linspace': n uniform ones from
+    steps - 1 to 0, rounded (Lin et al. 2024, table 2). Raises InvalidArgumentError for another spacing or n > steps.
+    """
+    if check_steps(n) > check_steps(steps):
+        raise InvalidArgumentError(f"{n} time steps cannot be chosen from {steps}")
+    order = torch.arange(n, dtype=torch.float64)
+    if spacing == "leading":
+        found = order.flip(0) * (steps // n) + offset
+    elif spacing == "trailing":
+        found = (steps - order * steps / n).round() - 1
+    elif spacing == "linspace":
+        found = torch.linspace(0, steps - 1, n, dtype=torch.float64).round().flip(0)
+    else:
+        raise InvalidArgumentError(f"spacing must be 'leading', 'trailing' or 'linspace', got {spacing!r}")
+    if float(found.max()) > steps - 1 or float(found.min()) < 0:
+        raise InvalidArgumentError(f"offset={offset} puts time steps outside of 0 to {steps - 1}")
+    return found.long()
+
+
+def leading(process: SDE, n: int, offset: int = 0) -> Tensor:
+    """n steps between the n + 1 time steps of DDPM's 'leading' spacing; offset 1 is that of Stable Diffusion."""
+    return _discrete(process, timesteps(check_steps(n) + 1, "leading", _steps(process), offset))
+
+
+def trailing(process: SDE, n: int) -> Tensor:
+    """n steps between the n + 1 time steps of the 'trailing' spacing, which starts at the last one."""
+    return _discrete(process, timesteps(check_steps(n) + 1, "trailing", _steps(process)))
+
+
+def linspace(process: SDE, n: int) -> Tensor:
+    """n steps between the n + 1 time steps of the 'linspace' spacing, from the last to the first."""
+    return _discrete(process, timesteps(check_steps(n) + 1, "linspace", _steps(process)))
+
+
+def _steps(process: SDE) -> int:
+    """How many discrete steps the process has: a DiscreteVP's own, 1000 on another that ends at t = 1."""
+    if isinstance(process, DiscreteVP):
+        return process.steps
+    if process.t_max != 1.0 or process.t_min > 1e-3:
+        raise InvalidArgumentError(
+            f"DDPM's time steps are i/1000 of a span that ends at 1; {process} has [{process.t_min:g}, "
+            f"{process.t_max:g}]. Use grids.by_time"
+        )
+    return 1000
+
+
+def _discrete(process: SDE, indices: Tensor) -> Tensor:
+    return check_times((indices + 1).double() / _steps(process), process)

@@ -1,0 +1,141 @@
+"""Steps whose weights are known before the first one: a network call and a linear combination with plain numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor
+
+from sdegen.grids import Grid
+from sdegen.model import ScoreModel
+from sdegen.noise import NoiseSource
+from sdegen.quadrature import Weights
+from sdegen.sde import Level
+from sdegen.solvers.base import Reverse, Solver, Step, check_reverse, draw
+from sdegen.tensors import combine, widen
+
+Pair = tuple[Tensor, Tensor]
+
+
+def ends(levels: Level) -> tuple[Level, Level]:
+    """Where the steps between levels `[n + 1]` begin and end, `[n]` each."""
+    return Level(*(v[:-1] for v in levels)), Level(*(v[1:] for v in levels))
+
+
+def plain(model: object) -> TypeGuard[ScoreModel]:
+    """Whether a model's predictions are those of `ScoreModel`, linear in x and its raw output, watched or not."""
+    return type(getattr(model, "_model", model)) is ScoreModel
+
+
+class Ask(NamedTuple):
+    """One prediction at one level, with the numbers that turn the network's output into it worked out."""
+
+    want: Pair
+    on_x: float
+    on_raw: float
+
+    def __call__(self, model: Any, x: Tensor, level: Level) -> Tensor:
+        """The prediction `[B, *S]`."""
+        if not plain(model):
+            answer: Tensor = model(x, level, self.want)
+            return answer
+        raw = model.raw(x, level)
+        if self.on_x == 0.0 and self.on_raw == 1.0:
+            return raw
+        return combine((self.on_x, x), (self.on_raw, raw)) if self.on_x else self.on_raw * widen(raw)
+
+
+def asked(model: Reverse, levels: Level, want: Pair) -> list[Ask]:
+    """The prediction `want`, its parts `[n]`, at each of the levels `[n]`."""
+    p, q = (v.expand_as(levels.t) for v in want)
+    pairs = list(zip(p.unbind(), q.unbind()))
+    if not plain(model):
+        return [Ask(pair, 0.0, 1.0) for pair in pairs]
+    on_x, on_raw = (v.expand_as(levels.t).tolist() for v in model.coefficients(levels, (p, q)))
+    return [Ask(*part) for part in zip(pairs, on_x, on_raw)]
+
+
+class Past(NamedTuple):
+    """What a fused step carries: past values, newest first, and for a corrector the last x and kick."""
+
+    values: tuple[Tensor, ...]
+    x: Tensor | None
+    kick: Tensor | None
+
+
+def fused(
+    method: Any, model: Any, want: Pair, predict: Weights, correct: Weights | None, spread: Tensor | None, now: Level
+) -> list[Solver]:
+    """The steps of `method` at the levels `now` `[n]`, the weights of correctors starting with the second step."""
+    asks = asked(model, now, want)
+    ahead = _rows(predict)
+    behind = [(), *_rows(correct)] if correct is not None else [()] * len(asks)
+    known = torch.zeros_like(now.t) if spread is None else spread.expand_as(now.t)
+    steps = enumerate(zip(asks, ahead, behind, known.tolist()))
+    return [
+        Fused(method, ask, first[: k + 2], second[: k + 2], None if spread is None else kick)
+        for k, (ask, first, second, kick) in steps
+    ]
+
+
+def _rows(steps: Weights) -> list[tuple[float, ...]]:
+    """The weight of x and those of the nodes, step by step."""
+    table = torch.cat([steps.decay[..., None].expand(*steps.nodes.shape[:-1], 1), steps.nodes], -1)
+    return [tuple(row) for row in table.tolist()]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One step of a multistep method on a known grid.
+
+    predict and correct: the weight of x and those of the values, newest first; values that do not exist yet have none.
+    """
+
+    method: Any
+    ask: Ask
+    predict: tuple[float, ...]
+    correct: tuple[float, ...]
+    spread: float | None
+
+    @property
+    def evals(self) -> int:
+        """One network evaluation."""
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the step draws noise."""
+        return self.spread is not None
+
+    @property
+    def memory(self) -> int:
+        """The number of past evaluations carried."""
+        memory: int = self.method.memory
+        return memory
+
+    @property
+    def grid(self) -> Grid:
+        """The method's own grid."""
+        grid: Grid = self.method.grid
+        return grid
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
+        """No past."""
+        check_reverse(self.method, model, self.method.eta)
+        return Past((), None, None)
+
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Past, noise: NoiseSource | None) -> Step:
+        """Evaluate at x, correct x with it, predict x at `next`."""
+        values = (self.ask(model, x, now), *carry.values)
+        start = x
+        if self.correct and carry.x is not None:
+            start = combine(*zip(self.correct, (carry.x, *values)))
+            start = start if carry.kick is None else start.add_(carry.kick)
+        out, kick = combine(*zip(self.predict, (start, *values))), None
+        if self.spread is not None:
+            kick = draw(noise, x, now, next) * self.spread
+            out = out + kick
+        past = Past(values[: self.method.memory], *((widen(start), kick) if self.method.correct else (None, None)))
+        return Step(out.to(x.dtype), past)
