@@ -14,6 +14,8 @@ help: ## list the targets
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-compile -q -c constraints.txt -e '.[dev]'
+	# these two ask for torchvision, which their samplers do not use; the extra has what they do use
+	$(BIN)/python -m pip install --no-compile -q -c constraints.txt --no-deps azula k-diffusion
 	@touch $@
 
 demo: $(STAMP) ## sample handwritten digits with every method; pictures and a table in demo-output/

@@ -379,13 +379,12 @@ def test_a_plan_beats_fixed_methods(name, nfe, over_usual, over_best):
     assert best > over_best * own, (own, best)
 
 
-@pytest.mark.parametrize("nfe", [8, 10])
-def test_the_error_estimate_is_honest(nfe):
+def test_the_error_estimate_is_honest():
     """Few pilots judge errors of which few large ones make the mean: right on average, and never far off."""
     model, (x, end) = models("clusters"), reference("clusters")
     ratios = []
     for seed in range(3):
-        plan = calibrate(model, (64,), nfe=nfe, seed=seed)
+        plan = calibrate(model, (64,), nfe=10, seed=seed)
         ratios.append(plan.error / float(planned_errors(model, x, end, plan).mean()))
     assert 1 / 2 < math.prod(ratios) ** (1 / 3) < 2, ratios
     assert 1 / 4 < min(ratios) <= max(ratios) < 4, ratios
@@ -436,6 +435,18 @@ def test_half_precision_networks():
     assert 0.4 < float(out.float().std()) < 0.6
 
 
+def test_large_samples_are_fitted_on_some_of_their_elements():
+    def net(x, time):
+        s = torch.exp(4 * time)[:, None, None]
+        return x * 0.25 / (0.25 + s * s)
+
+    model = sd.ScoreModel(sd.EDM(), net, "data", time=sd.model.log_sigma_time)
+    plan = calibrate(model, (150, 120), nfe=5, pilot=300, dtype=torch.float32, batch_size=4)
+    out = sd.sample(model, (4, 150, 120), solver=plan)
+    assert abs(float(out.std()) - 0.5) < 0.01
+    assert plan.error < 1e-4
+
+
 def test_conditions_of_single_samples_are_used_in_turn():
     seen = []
 
@@ -461,7 +472,7 @@ def test_a_pilot_that_is_not_finite_is_an_error():
     [
         (dict(nfe=None), "give nfe or tol"),
         (dict(tol=0.1), "give nfe or tol"),
-        (dict(nfe=None, tol=-1.0), "tol must be positive"),
+        (dict(nfe=None, tol=-1.0), "tol must be a positive"),
         (dict(nfe=0), "nfe must be >= 1"),
         (dict(nfe=1, denoise=True), "asks for 0"),
         (dict(nfe=1000), "1 to 64 steps"),
@@ -469,6 +480,8 @@ def test_a_pilot_that_is_not_finite_is_an_error():
         (dict(pilot=5), "pilot must be 0"),
         (dict(nfe=None, tol=0.1, pilot=0), "without a pilot"),
         (dict(nfe=None, tol=0.1, pilot=40), "too small"),
+        (dict(nfe=None, tol="small"), "tol must be a positive"),
+        (dict(batch_size=0), "batch_size must be >= 1"),
         (dict(shape=()), "without a batch"),
         (dict(shape=7), "sample's shape"),
         (dict(model=sd.VP()), "model must be"),

@@ -1,6 +1,7 @@
 """Numerical SDE/ODE solvers for score-based generative models, with pluggable scores: `import sdegen as sd`."""
 
 from sdegen import frames, grids, guidance, model, noise, quadrature
+from sdegen.calibrate import calibrate
 from sdegen.control import Controller, Fixed, Restart
 from sdegen.errors import (
     InvalidArgumentError,
@@ -46,6 +47,7 @@ from sdegen.mixtures import Gaussian, GaussianMixture
 from sdegen.model import ScoreModel
 from sdegen.moments import Moments
 from sdegen.noise import NoiseSource, White
+from sdegen.plan import Plan
 from sdegen.process import Process
 from sdegen.processes import EDM, VE, VP, Cosine, DiscreteVP, Flow, SubVP
 from sdegen.quadrature import Node, integrate
@@ -114,6 +116,7 @@ __all__ = [
     "Node",
     "NoiseSource",
     "OneStep",
+    "Plan",
     "Process",
     "Progress",
     "Restart",
@@ -140,6 +143,7 @@ __all__ = [
     "White",
     "Window",
     "ancestral",
+    "calibrate",
     "combine",
     "ddim",
     "ddpm",

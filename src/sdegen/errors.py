@@ -57,8 +57,10 @@ class SolveError(SdegenError, RuntimeError):
 
 
 def readable(x: Tensor) -> bool:
-    """Whether values can be read on the host: not while tracing, in vmap, of a FakeTensor or on meta."""
+    """Whether values can be read on the host: not while tracing or capturing, in vmap, of a FakeTensor or on meta."""
     if torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor):
+        return False
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
     while is_functorch_wrapped_tensor(x):
         if is_batchedtensor(x):

@@ -34,6 +34,12 @@ class ByLevel(Protocol):
     def gain(self, lam: Tensor) -> Tensor: ...
 
 
+def _length(now: Level, next: Level) -> Tensor:
+    """The step in lam, 1 for a step of no length, in which eta means nothing."""
+    h = next.lam - now.lam
+    return torch.where(h == 0, 1.0, h)
+
+
 @dataclass(frozen=True)
 class DDIMEta:
     """DDIM's own eta as a step's eta: noise of `eta` times the posterior's std (Song, Meng & Ermon 2021, eq. 16).
@@ -51,7 +57,7 @@ class DDIMEta:
             )
 
     def __call__(self, now: Level, next: Level) -> Tensor:
-        h = next.lam - now.lam
+        h = _length(now, next)
         return torch.sqrt(-torch.log1p(self.eta**2 * torch.expm1(-2 * h)) / (2 * h))
 
 
@@ -73,7 +79,7 @@ class Window:
 
     def __call__(self, now: Level, next: Level) -> Tensor:
         ends = (now.sigma / now.alpha).clamp(self.low, self.high), (next.sigma / next.alpha).clamp(self.low, self.high)
-        return self.eta * torch.sqrt(torch.log(ends[0] / ends[1]) / (next.lam - now.lam))
+        return self.eta * torch.sqrt(torch.log(ends[0] / ends[1]) / _length(now, next))
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class ERSDEEta:
             raise InvalidArgumentError(f"power must be positive and shift >= 0, got {self.power} and {self.shift}")
 
     def __call__(self, now: Level, next: Level) -> Tensor:
-        h = next.lam - now.lam
+        h = _length(now, next)
         return torch.sqrt(((self.integral(next.lam) - self.integral(now.lam)) / h - 1).clamp(min=0.0))
 
     def integral(self, lam: Tensor) -> Tensor:

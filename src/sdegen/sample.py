@@ -173,7 +173,6 @@ def _keeping(parts: list[Solution], n: int) -> Iterator[None]:
         raise
 
 
-@strict_keywords
 @torch.no_grad()
 def edit(model: Model, data: Tensor, start: float, *, seed: int | Tensor = 0, **options: Any) -> Any:
     """Samples near `data` `[n, *S]`: noised to the level at time `start`, and sampled from there (SDEdit).
@@ -183,8 +182,9 @@ def edit(model: Model, data: Tensor, start: float, *, seed: int | Tensor = 0, **
     options: those of `sample`. Raises InvalidArgumentError for a start outside of the process's span.
     """
     check_state(data)
+    source: object = model
     process = getattr(model, "process", None)
-    if not isinstance(process, Process):
+    if isinstance(source, ReverseSDE) or not isinstance(process, Process):
         raise InvalidTypeError(f"edit needs a ScoreModel on a Process, whose noise it adds; got {model!r}")
     if not process.t_min < start <= process.t_max:
         raise InvalidArgumentError(f"start must be a time in ({process.t_min:g}, {process.t_max:g}], got {start}")

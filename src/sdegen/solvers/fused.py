@@ -36,12 +36,17 @@ class Ask(NamedTuple):
     on_x: float
     on_raw: float
 
+    def raw(self, model: Any, x: Tensor, level: Level) -> Tensor:
+        """A plain model's raw output `[B, *S]`."""
+        answer: Tensor = model.raw(x, level)
+        return answer
+
     def __call__(self, model: Any, x: Tensor, level: Level) -> Tensor:
         """The prediction `[B, *S]`."""
         if not plain(model):
             answer: Tensor = model(x, level, self.want)
             return answer
-        raw = model.raw(x, level)
+        raw = self.raw(model, x, level)
         if self.on_x == 0.0 and self.on_raw == 1.0:
             return raw
         return combine((self.on_x, x), (self.on_raw, raw)) if self.on_x else self.on_raw * widen(raw)
@@ -128,6 +133,14 @@ class Fused:
 
     def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Past, noise: NoiseSource | None) -> Step:
         """Evaluate at x, correct x with it, predict x at `next`."""
+        if not self.method.memory and plain(model):
+            # nothing is kept: the network's output goes into the step without the prediction made of it
+            on_x, on_value = self.predict
+            raw = (on_value * self.ask.on_raw, self.ask.raw(model, x, now))
+            out = combine((on_x + on_value * self.ask.on_x, x), raw)
+            if self.spread is not None:
+                out = out + draw(noise, x, now, next) * self.spread
+            return Step(out.to(x.dtype), carry)
         values = (self.ask(model, x, now), *carry.values)
         start = x
         if self.correct and carry.x is not None:

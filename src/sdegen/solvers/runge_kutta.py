@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +12,9 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.frames import SIGMA, Frame, check_frame, refuse_grouped
 from sdegen.grids import Grid, karras
 from sdegen.noise import NoiseSource
-from sdegen.sde import Level
-from sdegen.solvers.base import OneStep, Reverse, Step, check_reverse
+from sdegen.sde import Level, ReverseSDE
+from sdegen.solvers.base import OneStep, Reverse, Solver, Step, check_reverse
+from sdegen.solvers.fused import Ask, asked, ends
 from sdegen.tensors import combine
 
 
@@ -104,6 +106,24 @@ class RungeKutta(OneStep):
         terms = [(scale * weight * h, k) for weight, k in zip(self.tableau.b, slopes) if weight]
         return combine((scale * into, x), *terms).to(x.dtype)
 
+    def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
+        """A solver per step of the grid with levels `[n + 1]`, in frames without a linear part; the same method."""
+        frame = self.frame
+        if isinstance(model, ReverseSDE) or frame.rate(0.0) != 0.0:
+            return ()
+        now, next = ends(levels)
+        start = frame.clock(now)
+        h, into = frame.clock(next) - start, 1 / frame.scale(now)
+        here = [self._stage(model, now, next, start + sum(row) * h, sum(row)) for row in self.tableau.a]
+        asks = [asked(model, level, frame.want(model.process, level, 0.0)) for level in here]
+        rows = []
+        for level, row in zip([*here, next], [*self.tableau.a, self.tableau.b]):
+            scale = frame.scale(level)
+            rows.append(torch.stack([scale * into, *(scale * weight * h for weight in row)], -1).tolist())
+        points = zip(*(zip(*(v.unbind() for v in level)) for level in here))
+        steps = zip(points, zip(*asks), zip(*rows))
+        return [_Known(self, tuple(Level(*v) for v in point), ask, row) for point, ask, row in steps]
+
     def _stage(self, model: Reverse, now: Level, next: Level, tau: Tensor, c: float) -> Level:
         """The level of a stage, its time clamped into the step so that rounding never leaves the span."""
         if c in (0.0, 1.0):
@@ -111,3 +131,31 @@ class RungeKutta(OneStep):
         process = model.process
         t = self.frame.level(process, tau).t
         return process.level(t.clamp(torch.minimum(now.t, next.t), torch.maximum(now.t, next.t)))
+
+
+@dataclass(frozen=True)
+class _Known(OneStep):
+    """One step on a known grid: the levels of the stages, and the weights of x and the slopes, row by row."""
+
+    method: RungeKutta
+    levels: tuple[Level, ...]
+    asks: tuple[Ask, ...]
+    rows: tuple[list[float], ...]
+
+    @property
+    def evals(self) -> int:
+        return self.method.evals
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
+        return self.method.init(model, x, now)
+
+    def step(
+        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
+    ) -> Step:
+        slopes: list[Tensor] = []
+        at = x
+        for level, ask, row in zip(self.levels, self.asks, self.rows[1:]):
+            slopes.append(ask(model, at, level))
+            terms = [(weight, k) for weight, k in zip(row[1:], slopes) if weight]
+            at = combine((row[0], x), *terms).to(x.dtype)
+        return Step(at, carry)
