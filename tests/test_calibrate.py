@@ -454,7 +454,7 @@ def test_conditions_of_single_samples_are_used_in_turn():
         seen.append(label)
         return torch.zeros_like(x) + label[:, None]
 
-    model = sd.ScoreModel(sd.EDM(), net, "data", label=torch.tensor([1.0, 2.0, 3.0], dtype=F64))
+    model = sd.ScoreModel(sd.EDM(), net, "data", label=torch.tensor([1.0, 2.0, 3.0]))
     calibrate(model, (4,), nfe=4, pilot=400)
     assert {v for label in seen for v in label.tolist()} == {1.0, 2.0, 3.0}
 
@@ -474,7 +474,7 @@ def test_a_pilot_that_is_not_finite_is_an_error():
         (dict(tol=0.1), "give nfe or tol"),
         (dict(nfe=None, tol=-1.0), "tol must be a positive"),
         (dict(nfe=0), "nfe must be >= 1"),
-        (dict(nfe=1, denoise=True), "asks for 0"),
+        (dict(nfe=1, denoise=True), "leaves no step"),
         (dict(nfe=1000), "1 to 64 steps"),
         (dict(pilot=-1), "pilot must be 0"),
         (dict(pilot=5), "pilot must be 0"),
@@ -493,3 +493,48 @@ def test_mistakes_are_answered(change, match):
     call = {"model": models("plane"), "shape": (2,), "nfe": 6, **change}
     with pytest.raises((sd.InvalidArgumentError, sd.InvalidTypeError), match=match):
         calibrate(call.pop("model"), call.pop("shape"), **call)
+
+
+def test_pilots_held_out_keep_their_own_conditions():
+    """The error estimate of a conditional model is as good with different conditions as with equal ones."""
+    generator = torch.Generator().manual_seed(0)
+    base = sd.GaussianMixture(torch.randn(6, 64, generator=generator), stds=0.3).score(sd.EDM())
+
+    def shifted(x, t, y):
+        moved = x - y.reshape(-1, 1)
+        return base(moved, sd.EDM().level(t[0]), "data") + y.reshape(-1, 1)
+
+    y = torch.arange(7.0, dtype=torch.float64) / 3
+    plan = sd.calibrate(sd.ScoreModel(sd.EDM(), shifted, "data", y=y), (64,), nfe=8, pilot=700, dtype=torch.float64)
+    model, x = (
+        sd.ScoreModel(sd.EDM(), shifted, "data", y=y.repeat(4)),
+        sd.EDM().prior(sd.noise.seeds(5, 28), (64,)).double(),
+    )
+    exact = sd.solve(model, x, sd.grids.by_snr(sd.EDM(), 300), sd.unipc(3)).x
+    error = (sd.solve(model, x, plan.grid(sd.EDM(), None), plan).x - exact).square().mean(1).sqrt().mean()
+    assert 0.2 < plan.error / float(error) < 5
+
+
+def test_a_plan_is_read_from_a_plan_alone(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("no plan")
+    with pytest.raises(sd.InvalidArgumentError, match="not a safetensors file"):
+        sd.Plan.load(path)
+    with pytest.raises(FileNotFoundError):
+        sd.Plan.load(tmp_path / "nothing")
+    with pytest.raises(sd.InvalidArgumentError, match="one evaluation a step"):
+        sd.Plan.of(sd.pndm(), sd.VP(), 10)
+
+
+def test_a_plan_steps_rows_at_levels_of_their_own():
+    plan, process = sd.Plan.of(sd.lms(2), sd.VP(), 5), sd.VP()
+    model = sd.ScoreModel(process, lambda x, t: 0.3 * x, "noise")
+    levels = process.level(plan.grid(process, None))
+    x = torch.arange(6.0, dtype=torch.float64).reshape(3, 2)
+    now, next = (sd.Level(*(v[k : k + 3] for v in levels)) for k in (0, 1))
+    carry = plan.init(model, x, now)
+    together = plan.step(model, x, now, next, carry, None).x
+    for row in range(3):
+        ends = (sd.Level(*(v[row] for v in level)) for level in (now, next))
+        alone = plan.step(model, x[row : row + 1], *ends, plan.init(model, x[:1], now), None).x
+        torch.testing.assert_close(together[row : row + 1], alone)

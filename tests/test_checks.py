@@ -34,11 +34,11 @@ def test_solvers_in_every_frame(check):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process", [sd.VE(), sd.EDM(), sd.Flow()], ids=repr)
+@pytest.mark.parametrize("process", [sd.VP(), sd.VE(), sd.EDM(), sd.Flow()], ids=repr)
 @pytest.mark.parametrize(
-    "solver", [s for s in shipped.methods() + shipped.framed() if hasattr(s, "convergence")], ids=repr
+    "solver", [s for s in shipped.methods(varied=True) + shipped.framed() if hasattr(s, "convergence")], ids=repr
 )
-def test_orders_on_other_processes(solver, process):
+def test_orders_of_all_variants_on_all_processes(solver, process):
     from sdegen.testing import check_solver
 
     check_solver(solver, process=process, only=["order", "weak_order"])

@@ -95,9 +95,7 @@ def test_the_default_is_the_method_for_its_number_of_steps(n):
     assert torch.equal(sd.solve(mixture(EDM), x, times, solver).x, sd.solve(mixture(EDM), x, times, chosen).x)
 
 
-@pytest.mark.parametrize(
-    "eta", [sd.ERSDEEta(), sd.ERSDEEta(1.0, 0.5), sd.Window(0.8, 0.2, 3.0), sd.DDIMEta(0.6)], ids=repr
-)
+@pytest.mark.parametrize("eta", [sd.ERSDEEta(), sd.ERSDEEta(1.0, 0.5), sd.DDIMEta(0.6)], ids=repr)
 def test_a_step_has_the_mean_square_of_eta(eta):
     """`1 + eta^2` of a step is the mean of its function over the step, in lam; additive over parts of a step."""
     lams = torch.linspace(-2.5, 2.0, 7, dtype=F64)
@@ -114,6 +112,22 @@ def test_a_step_has_the_mean_square_of_eta(eta):
         gain = 1 + eta.power * s * s.exp() / (s.exp() + eta.shift)
         assert abs(float(torch.trapezoid(gain, fine)) - whole) < 1e-5
         torch.testing.assert_close(eta.gain(fine), gain)
+
+
+def test_a_window_is_open_in_steps_whose_middle_is_inside():
+    eta, levels = sd.Window(0.8, 0.2, 3.0), [EDM.level(s) for s in (4.0, 3.0, 2.0, 0.25, 0.17, 0.1)]
+    seen = [float(eta(now, next)) for now, next in zip(levels, levels[1:])]
+    assert seen == [0.0, 0.8, 0.8, 0.8, 0.0]
+
+
+def test_an_eta_written_for_one_step_is_asked_step_by_step():
+    """The same numbers as one that takes all steps at once."""
+    model, noise = mixture(VP), sd.White(sd.noise.seeds(0, 3))
+    x, times = VP.prior(sd.noise.seeds(0, 3), (2,), F64), sd.grids.by_time(VP, 6)
+    one = sd.Multistep(2, eta=lambda now, next: 1.0 if float(now.t) > 0.5 else 0.2)
+    all_at_once = sd.Multistep(2, eta=lambda now, next: 0.2 + 0.8 * (now.t > 0.5).double())
+    found = [sd.solve(model, x, times, solver, noise=noise).x for solver in (one, all_at_once)]
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
 def test_er_sde_in_closed_form():
@@ -219,7 +233,7 @@ def test_matrix_noise_of_weak_order_two():
     """Two driving noises that do not commute: second moments against the linear equation they obey.
 
     `dx = sum_j B_j x dw_j` backwards in time, whose `E x x^T` solves `dM = A M + M A^T + sum_j B_j M B_j^T`; a step is
-    quadratic in its normals, so a rule exact for polynomials of degree 5 in them and for the two signs gives it exactly.
+    quadratic in its normals, so a rule exact for polynomials of degree 5 in them and for the two signs is exact.
     """
     first, second = (
         torch.tensor([[0.0, 0.5], [0.2, 0.0]], dtype=F64),
@@ -285,6 +299,7 @@ def test_churn_keeps_the_law_of_an_exact_solver(amount):
     "make",
     [
         lambda: sd.Multistep(2, correct=4),
+        lambda: sd.Multistep(1, correct=1),
         lambda: sd.Multistep(2, pair="other"),
         lambda: sd.Multistep(2, sd.DATA(variable=lambda lam: lam), even=True),
         lambda: sd.Singlestep((0.5, 0.2), (1,)),
@@ -295,6 +310,8 @@ def test_churn_keeps_the_law_of_an_exact_solver(amount):
         lambda: sd.Churn(low=2.0, high=1.0),
         lambda: sd.Ancestral(sd.Singlestep((1.0,), (0, 1))),
         lambda: sd.Ancestral(eta=1.5),
+        lambda: sd.Ancestral(sd.Singlestep((0.5,), (1,), sd.TIME)),
+        lambda: sd.ByLength(((1, sd.Multistep(2)), (5, sd.Multistep(2, sd.NOISE)))),
         lambda: sd.Started(sd.Multistep(2, sd.DATA), sd.heun()),
         lambda: sd.Started(sd.Multistep(2, sd.SIGMA, correct=True)),
         lambda: sd.Started(steps=0),
@@ -310,3 +327,91 @@ def test_churn_keeps_the_law_of_an_exact_solver(amount):
 def test_impossible_options_are_errors(make):
     with pytest.raises(sd.InvalidArgumentError):
         make()
+
+
+def solved(model, solver, n=6, x=None):
+    x = VP.prior(sd.noise.seeds(0, 4), (2,), F64) if x is None else x
+    return sd.solve(model, x, sd.grids.by_snr(VP, n), solver, noise=sd.White(sd.noise.seeds(3, 4))).x
+
+
+@pytest.mark.parametrize("solver", [sd.dpmpp(), sd.ddim(), sd.heun(), sd.dpm(2)], ids=repr)
+def test_a_wrapper_is_never_taken_for_the_model_inside(solver):
+    """A user's guidance that keeps its ScoreModel under a name that the library uses as well."""
+
+    class Guided:
+        def __init__(self, model):
+            self.model = self._model = model
+
+        def __getattr__(self, name):
+            return getattr(self.__dict__["model"], name)
+
+        def __call__(self, x, level, want="score"):
+            return 1.5 * self.model(x, level, want)
+
+    guided = Guided(sd.ScoreModel(VP, lambda x, t: 0.2 * x, "noise"))
+    torch.testing.assert_close(solved(guided, solver), solved(guided, Plain(solver)), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("solver", "predicts"),
+    [(sd.lms(3), "noise"), (sd.dpmpp(3), "data"), (sd.unipc(2), "data"), (sd.pndm(), "noise"), (sd.heun(), "noise")],
+    ids=repr,
+)
+def test_a_network_may_reuse_its_output(solver, predicts):
+    """As compiled and captured networks do: the memory of one output is that of the next."""
+    buffer = torch.empty(4, 2, dtype=F64)
+
+    def reusing(x, t):
+        return torch.mul(x, 0.3, out=buffer)
+
+    plain = solved(sd.ScoreModel(VP, lambda x, t: 0.3 * x, predicts), solver)
+    assert torch.equal(solved(sd.ScoreModel(VP, reusing, predicts), solver), plain)
+
+
+@pytest.mark.parametrize("frame", [sd.DATA, sd.WIENER(sigma_data=0.5)], ids=repr)
+def test_gradients_reach_a_learned_eta(frame):
+    strength = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    model = sd.ScoreModel(VP, lambda x, t: 0.3 * x, "noise")
+    for solver in (sd.Multistep(2, frame, eta=lambda now, next: strength * torch.ones_like(now.t)),):
+        (found,) = torch.autograd.grad(solved(model, solver).sum(), strength)
+        (direct,) = torch.autograd.grad(solved(model, Plain(solver)).sum(), strength)
+        torch.testing.assert_close(found, direct)
+        assert float(found.abs()) > 1e-3
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_ensemble_of_networks_by_vmap(grad):
+    weights = torch.randn(3, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(0)) / 4
+
+    def run(w):
+        return solved(sd.ScoreModel(VP, lambda x, t: x @ w, "noise"), sd.unipc(2))
+
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(torch.func.vmap(run)(weights), torch.stack([run(w) for w in weights]))
+
+
+@pytest.mark.parametrize("eta", [sd.ERSDEEta(), sd.Window(0.8, 0.2, 1.0), 0.7], ids=repr)
+@pytest.mark.parametrize("make", [lambda f, e: sd.Multistep(2, f, e), lambda f, e: sd.Singlestep((0.5,), (1,), f, e)])
+def test_the_law_of_a_gaussian_is_exact_for_every_eta(make, eta):
+    data, solver = sd.Gaussian([0.0], std=0.5), make(sd.WIENER(sigma_data=0.5), eta)
+    assert "gaussian" in solver.exact
+    for n in (1, 4):
+        times = sd.grids.by_time(VP, n, start=0.8, end=0.2)
+        assert exact_law(solver, VP, data, times).error(data.marginal(VP.level(0.2))) < 1e-10
+
+
+@pytest.mark.parametrize("solver", [sd.Singlestep((1.0,), (0, 1), eta=1.0), sd.seeds(3)], ids=repr)
+def test_noise_is_drawn_over_parts_of_a_step_that_have_a_length(solver):
+    asked = []
+
+    class Source:
+        seeds = torch.zeros(4, dtype=torch.int64)
+
+        def __call__(self, x, now, next, tag=0):
+            asked.append((float(now.t), float(next.t)))
+            return torch.zeros_like(x)
+
+    x = VP.prior(sd.noise.seeds(0, 4), (2,), F64)
+    sd.solve(mixture(VP), x, sd.grids.by_snr(VP, 3), solver, noise=Source())
+    assert all(now > next for now, next in asked)
+    assert all(a[1] == b[0] for a, b in zip(asked, asked[1:]))

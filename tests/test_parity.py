@@ -121,3 +121,57 @@ def test_their_weak_order_and_ours(name):
     assert theirs.even < WEAK_SLIPS[name] + 0.2
     assert abs(ours.even - 2) < 0.1
     assert theirs.error > 5 * ours.error
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize(("n", "offset"), [(50, 0), (20, 0), (7, 0), (50, 1)])
+def test_time_steps_are_diffusers(spacing, n, offset):
+    import diffusers
+
+    scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
+    scheduler.set_timesteps(n)
+    ours = sd.grids.timesteps(n, spacing, offset=offset if spacing == "leading" else 0)
+    assert ours.tolist() == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("n", [2, 10, 31])
+def test_grids_are_k_diffusions(n):
+    module = with_kdiffusion._sampling()
+    with with_kdiffusion._double():
+        karras = module.get_sigmas_karras(n + 1, 0.002, 80.0)[:-1]
+        exponential = module.get_sigmas_exponential(n + 1, 0.002, 80.0)[:-1]
+        poly = module.get_sigmas_polyexponential(n + 1, 0.002, 80.0, rho=2.0)[:-1]
+    torch.testing.assert_close(sd.grids.karras(EDM, n), karras.double(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(sd.grids.exponential(EDM, n), exponential.double(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(sd.grids.exponential(EDM, n, rho=2.0), poly.double(), rtol=1e-12, atol=0)
+
+
+def test_beta_is_diffusers():
+    """diffusers takes the quantiles over sigma, which on EDM is time."""
+    import diffusers
+
+    scheduler = diffusers.EulerDiscreteScheduler(use_beta_sigmas=True)
+    sigmas = scheduler._convert_to_beta(torch.tensor([80.0, 0.002]), 11)
+    torch.testing.assert_close(
+        sd.grids.beta(EDM, 10), torch.as_tensor(sigmas, dtype=torch.float64), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_whole_run_of_ddim_is_diffusers():
+    """The integers of a network, the last step to alpha = 1 as the last denoising: 50 evaluations of each."""
+    import diffusers
+
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(50)
+
+    def net(x, t):
+        return 0.3 * torch.tanh(x) + 1e-4 * t.reshape(-1, 1)
+
+    process = sd.DiscreteVP()
+    start = process.prior(sd.noise.seeds(0, 3), (2,), torch.float64)
+    model = sd.ScoreModel(process, net, "noise", time=sd.model.index_time(1000))
+    ours = sd.sample(model, (3, 2), solver=sd.ddim(), grid=sd.grids.trailing, steps=49, x=start)
+    theirs = start
+    for t in scheduler.timesteps:
+        theirs = scheduler.step(net(theirs, t.double()), t, theirs).prev_sample
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # their alphas are in float32

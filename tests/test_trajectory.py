@@ -85,10 +85,20 @@ def test_start_and_end_bound_the_grid(grid):
 
 
 @pytest.mark.parametrize(
+    "grid", [sd.grids.leading, sd.grids.sgm_uniform, sd.grids.by_time(VP, 20), [1.0, 0.5, 0.3, 0.1]]
+)
+def test_a_grid_that_takes_no_start_is_cut(grid):
+    """What diffusers' strength does: those of the grid's times that lie between."""
+    whole = grid(VP, 20) if callable(grid) else torch.as_tensor(grid, dtype=F64)
+    path = sd.sample(network(), (2, 2), x=torch.ones(2, 2), grid=grid, start=0.4, end=0.2, return_path=True)
+    inside = whole[(whole < 0.4) & (whole > 0.2)]
+    torch.testing.assert_close(path.level.t, torch.cat([whole.new_tensor([0.4]), inside, whole.new_tensor([0.2])]))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"start": 0.5, "grid": [1.0, 0.5]}, "takes no start"),
-        ({"end": 0.5, "grid": sd.grids.leading}, "takes no end"),
+        ({"start": 0.5, "grid": sd.Restart(0.05, 0.5)}, "takes no start or end"),
         ({"x": torch.ones(3, 2)}, "must have the shape asked for"),
         ({"x": torch.full((2, 2), float("nan"))}, "NaN or Inf"),
         ({"start": 0.1, "end": 0.5}, "runs down in time"),

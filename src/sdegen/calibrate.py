@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.checks import check_parts, network, warn_caller, warn_if_training
+from sdegen.checks import check_parts, warn_caller, warn_if_training
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
 from sdegen.fitting import fitted, tried
 from sdegen.grids import check_steps
@@ -18,6 +18,7 @@ from sdegen.knots import Residuals, blend, density, equidistributed, karras_lams
 from sdegen.methods import default
 from sdegen.pilot import ELEMENTS, F64, Path, Probe, adams, span, trace
 from sdegen.plan import Plan
+from sdegen.sample import place
 from sdegen.sde import ReverseSDE
 
 _LONGEST = 64
@@ -61,7 +62,7 @@ def calibrate(
       give the error estimate and decide whether the fit is worth having.
 
     seed: of the pilots' noise, which no sample shares. batch_size: states that the network sees at once. dtype, device:
-    of the states that the network gets; the network's by default, else float64 and the mixture's device.
+    of the states that the network gets; as in `sample` by default, and float64 for the exact score of a mixture.
 
     Raises InvalidArgumentError and InvalidTypeError on arguments that cannot work, ScoreError where a pilot is not
     finite. Warns where the budget does not suffice for `tol`.
@@ -73,7 +74,8 @@ def calibrate(
     if batch_size is not None:
         check_steps(batch_size, "batch_size")
     warn_if_training(model)
-    probe = Probe(model, size, seed, *_place(model, dtype, device), batch_size)
+    exact = getattr(model, "mixture", None) is not None
+    probe = Probe(model, size, seed, *place(model, F64 if exact and dtype is None else dtype, device), batch_size)
     if n is None:
         return _smallest(probe, float(tol or 0), pilot, fit)
     budget = _budget(probe, n, pilot, fit)
@@ -105,21 +107,13 @@ def _checked(model: Any, shape: Any, nfe: Any, tol: Any, pilot: Any) -> tuple[in
 def _steps(nfe: int, denoise: bool) -> int:
     """How many steps a plan has whose sampling call takes nfe evaluations."""
     n = check_steps(nfe, "nfe") - bool(denoise)
+    if n == 0:
+        raise InvalidArgumentError("nfe=1 with denoise=True leaves no step: the denoising takes one evaluation")
     if not 1 <= n <= _LONGEST:
         raise InvalidArgumentError(
             f"a plan has 1 to {_LONGEST} steps, and nfe={nfe} asks for {n}: beyond, any method of order 3 does"
         )
     return n
-
-
-def _place(model: Any, dtype: Any, device: Any) -> tuple[torch.dtype, torch.device]:
-    """The precision and the device of what the network gets."""
-    net = network(model)
-    weights = [] if net is None else [p for p in net.parameters() if p.is_floating_point()][:1]
-    if weights:
-        return dtype or weights[0].dtype, torch.device(device or weights[0].device)
-    mixture = getattr(model, "mixture", None)
-    return dtype or F64, torch.device(device or ("cpu" if mixture is None else mixture.means.device))
 
 
 def _order(n: int) -> int:

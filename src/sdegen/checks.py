@@ -24,7 +24,9 @@ def check_parts(model: Any, solver: Any, observe: Any) -> None:
         )
     missing = [name for name in ("init", "step", "evals", "stochastic", "memory") if not hasattr(solver, name)]
     if isinstance(solver, type) or missing:
-        hint = f"it lacks {', '.join(missing)}: derive from sd.OneStep" if len(missing) < 5 else "call the method"
+        hint = f"it lacks {', '.join(missing)}: derive from sd.OneStep" if missing else f"make one: {solver}()"
+        if len(missing) == 5:
+            hint = "methods are functions that make one, sd.dpmpp(2)"
         raise InvalidTypeError(f"solver must be a solver such as sd.ddim(), got {solver!r}; {hint}")
     if observe is not None and not callable(observe):
         raise InvalidTypeError(f"observe must be a callable that takes a Progress, got {observe!r}")

@@ -16,6 +16,7 @@ from sdegen.grids import check_steps, check_times, in_span, karras, rounding
 from sdegen.process import Process, check_levels
 from sdegen.sde import SDE, Level
 from sdegen.solvers.base import Reverse, Solver, Step
+from sdegen.solvers.fused import LearnedError
 
 
 class Controller(Protocol):
@@ -78,7 +79,10 @@ class Fixed:
         on = getattr(solver, "on", None)
         if on is None or not readable(state.grid.alpha) or state.grid.alpha.requires_grad:
             return ()
-        steps: Sequence[Solver] = on(model, state.grid)
+        try:
+            steps: Sequence[Solver] = on(model, state.grid)
+        except LearnedError:
+            return ()
         return steps
 
     def _check(self, process: Process, level: Level) -> None:
@@ -137,13 +141,13 @@ class Restart:
             )
         k = int(below.nonzero()[0])
         again = karras(process, self.steps, start=float(top), end=float(known[k]))
-        return Restarted(torch.cat([known[: k + 1], *[again] * self.times, known[k + 1 :]]), self.times)
+        return Restarted(torch.cat([known[: k + 1], *[again] * self.times, known[k + 1 :]]))
 
 
 class Restarted(Fixed):
     """A grid that goes down in runs; between them the loop goes up by the forward transition, see `Restart`."""
 
-    def __init__(self, times: Tensor, repeats: int) -> None:
+    def __init__(self, times: Tensor) -> None:
         self.times = times
         self.steps = len(times) - 1
         self._ends = float(times.min()), float(times.max())

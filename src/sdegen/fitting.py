@@ -35,7 +35,7 @@ def fitted(probe: Probe, plan: Plan, y: Tensor, path: Path, ridge: float = RIDGE
     weights, values, kept, errors = torch.zeros_like(plan.weights), [], [], []
     scales, targets = norms(plan.lams, path.scale), path.at(plan.lams)
     for k in range(plan.steps):
-        values.append(probe(y, plan.lams[k], path.scale))
+        values.append(probe(y, plan.lams[k], path.scale, path.first))
         kept.append(probe.keep(values[-1]))
         phi = torch.stack([probe.keep(y) / scales[k], *kept], 1)
         base = plan.weights[k, : k + 2] / scales[k + 1]
@@ -68,7 +68,7 @@ def least_squares(phi: Tensor, target: Tensor, base: Tensor, ridge: float) -> Te
 
 def tried(probe: Probe, plan: Plan, y: Tensor, path: Path) -> Tensor:
     """Each pilot's error at the end of every step of a plan as it is, `[n, P]`; one evaluation per pilot and step."""
-    states, _, _ = follow(probe, plan, y, path.scale)
+    states, _, _ = follow(probe, plan, y, path.scale, first=path.first)
     exact = path.at(plan.lams) * norms(plan.lams, path.scale)[:, None, None]
     return torch.stack([distance(s, z) for s, z in zip(states[1:], exact[1:])])
 

@@ -56,6 +56,11 @@ class EditedModel:
             self.model.check_batch(n)
 
     @property
+    def condition(self) -> Any:
+        """The model's conditions, by name."""
+        return getattr(self.model, "condition", {})
+
+    @property
     def module(self) -> torch.nn.Module | None:
         """The `torch.nn.Module` behind the model, if there is one."""
         found: torch.nn.Module | None = getattr(self.model, "module", None)

@@ -19,7 +19,7 @@ from sdegen.solvers.stochastic import EulerMaruyama, Milstein, ReverseDiffusion,
 
 def _order(name: str, order: int, top: int) -> int:
     if type(order) is not int or not 1 <= order <= top:
-        raise InvalidArgumentError(f"{name} has orders 1 to {top}, got {order!r}; sd.Multistep goes to 5 in any frame")
+        raise InvalidArgumentError(f"{name} has the whole orders 1 to {top}, got {order!r}")
     return order
 
 
@@ -164,8 +164,10 @@ def dpmpp(order: int = 2, singlestep: bool = False) -> Singlestep | Multistep:
 def dpmpp_sde(order: int = 2, eta: float = 1.0, singlestep: bool = False) -> Singlestep | Multistep:
     """SDE-DPM-Solver++ of order 1, 2 or 3: `dpmpp` with noise (Lu et al. 2022b, sec. 5.3); weak order at most 2.
 
-    Multistep: k-diffusion's sample_dpmpp_2m_sde and 3m_sde, diffusers' "sde-dpmsolver++" (whose order 3 has a wrong
-    sign). Singlestep, order 2: k-diffusion's sample_dpmpp_sde, all noise of a step from one Brownian path.
+    Multistep, order 2: "DPM++ 2M SDE", k-diffusion's sample_dpmpp_2m_sde (whose eta is the square of this one) and
+    diffusers' "sde-dpmsolver++", the same numbers. Order 3 has exact weights, where sample_dpmpp_3m_sde misses a factor
+    2 and diffusers has a wrong sign. Singlestep, order 2: "DPM++ SDE", sample_dpmpp_sde, but for the exact integrals of
+    its Brownian path in place of the path's increments.
     """
     return _dpm(_order("dpmpp_sde", order, 3), DATA, eta, singlestep)
 

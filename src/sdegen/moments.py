@@ -12,6 +12,7 @@ not say. (The Wiener filter `C (C + s^2)^-1` is the denoiser of the data's Gauss
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from sdegen.frames import Frame
 from sdegen.sde import SDE, Level, Model, ReverseSDE
 from sdegen.solvers.base import check_score_model
 from sdegen.tensors import combine, like, widen
+
+_FEW = 16
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -52,7 +55,7 @@ class Moments(Frame):
                 f"{list(self.basis.shape)}"
             )
         flat = self.basis.detach().double().reshape(-1, rank)
-        if not torch.allclose(flat.T @ flat, torch.eye(rank, dtype=flat.dtype), atol=1e-5):
+        if not torch.allclose(flat.T @ flat, torch.eye(rank, dtype=flat.dtype, device=flat.device), atol=1e-5):
             raise InvalidArgumentError(
                 "the columns of basis must be orthonormal: torch.linalg.qr(basis).Q makes them so"
             )
@@ -78,7 +81,7 @@ class Moments(Frame):
         basis = turn[:rank].T.reshape(*samples.shape[1:], rank)
         return Moments(None, mean, basis, widths[:rank].clamp(min=low), max(rest, low))
 
-    @property
+    @functools.cached_property
     def _widths(self) -> Tensor:
         """The widths of all groups, those of the basis and then the rest, `[G]`."""
         stds: Tensor = self.stds  # type: ignore[assignment]
@@ -113,6 +116,10 @@ class Moments(Frame):
     def field(self, model: Model | ReverseSDE, x: Tensor, level: Level, eta: Eta, unit: bool = False) -> Tensor:
         """`data - m - C/s noise` `[B, *S]`, times the gain unless `unit`."""
         model = check_score_model(f"frame {self}", model)
+        if level.t.ndim:
+            raise InvalidArgumentError(
+                f"{self} has weights per direction and takes one level for all rows, not one per row"
+            )
         data = widen(model(x, level, "data"))
         noise = combine((1 / level.sigma, x), (-level.alpha / level.sigma, data))
         ratio = level.alpha / level.sigma
@@ -147,7 +154,12 @@ class Moments(Frame):
         for weight, v in terms:
             extra = (weight[:-1] - weight[-1]).to(total.device, total.dtype)
             part = part + extra * tiled(widen(v).flatten(1), basis)
-        return total + tiled(part, basis.T).reshape(total.shape)
+        if basis.shape[1] > _FEW:
+            return total + tiled(part, basis.T).reshape(total.shape)
+        # a matrix product would be padded to tiles, so that no row depends on its batch-mates; sums need none
+        for r, column in enumerate(basis.T):
+            total = total + part[:, r].reshape(-1, *(1,) * (total.ndim - 1)) * column.reshape(total.shape[1:])
+        return total
 
     def __repr__(self) -> str:
         return f"Moments({len(self._widths) - 1} directions, rest={self.rest:.3g})"

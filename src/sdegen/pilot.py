@@ -88,12 +88,12 @@ class Probe:
         z = noises.normals(seeds, self.shape, (0, 0, 0, 0), dtype=F64, device=self.device)
         return z * torch.exp(-lam).to(self.device)
 
-    def __call__(self, y: Tensor, lam: Tensor, scale: float) -> Tensor:
-        """F at y `[B, *S]`, of the frame `angle(scale)`. Raises ScoreError where it is not finite."""
+    def __call__(self, y: Tensor, lam: Tensor, scale: float, first: int = 0) -> Tensor:
+        """F of `angle(scale)` at y `[B, *S]` of the pilots from number `first` on. Raises ScoreError if not finite."""
         level = self.process.at(lam)
         want = angle(scale).want(self.process, level, 0.0)
         x = (y * level.alpha.to(y.device)).to(self.dtype)
-        parts = [self._rows(start, len(part))(part, level, want) for start, part in self._chunks(x)]
+        parts = [self._rows(first + start, len(part))(part, level, want) for start, part in self._chunks(x)]
         out = torch.cat(parts).to(F64)
         self.spent += len(y)
         if not bool(finite_rows(out).all()):
@@ -126,13 +126,17 @@ class Probe:
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """Exact paths: z and F `[m, P, E]` of P pilots at log-SNRs `[m]`; `defect` `[P]` estimates their own error."""
+    """Exact paths: z and F `[m, P, E]` of P pilots, from number `first` on, at log-SNRs `[m]`.
+
+    `defect` `[P]` estimates their own error.
+    """
 
     lams: Tensor
     z: Tensor
     F: Tensor
     scale: float
     defect: Tensor
+    first: int = 0
 
     def forms(self, lams: Tensor) -> tuple[Tensor, Tensor]:
         """z and F at any log-SNRs `[q]` as linear forms in the path's own z and F: two matrices `[q, 2 m]`."""
@@ -151,7 +155,8 @@ class Path:
 
     def part(self, rows: slice) -> Path:
         """Some of the pilots."""
-        return Path(self.lams, self.z[:, rows], self.F[:, rows], self.scale, self.defect[rows])
+        first = self.first + (rows.start or 0)
+        return Path(self.lams, self.z[:, rows], self.F[:, rows], self.scale, self.defect[rows], first)
 
     def rescaled(self, scale: float) -> Path:
         """The same paths in the frame with another sigma_data."""
@@ -160,7 +165,7 @@ class Path:
         on_y, on_f = (v[:, None, None] for v in convert(level, known, wanted))
         before, after = (norms(self.lams, s)[:, None, None] for s in (self.scale, scale))
         y = self.z * before
-        return Path(self.lams, y / after, on_y * y + on_f * self.F, scale, self.defect)
+        return Path(self.lams, y / after, on_y * y + on_f * self.F, scale, self.defect, self.first)
 
     def data(self) -> Tensor:
         """The predicted data `[m, P, E]`."""
@@ -208,15 +213,16 @@ def adams(lams: Tensor, scale: float, order: int) -> Plan:
 
 
 def follow(
-    probe: Probe, plan: Plan, y: Tensor, scale: float, recent: int | None = None
+    probe: Probe, plan: Plan, y: Tensor, scale: float, recent: int | None = None, first: int = 0
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """What is kept of the states at all levels and of F at all but the last, and the last state whole.
 
-    recent: only so many of the latest F have a weight in the plan, so no more of them are held.
+    recent: only so many of the latest F have a weight in the plan, so no more of them are held. first: the number of
+    the first pilot, whose conditions the rows have.
     """
     states, kept, values = [probe.keep(y)], [], []
     for k, row in enumerate(plan.weights.tolist()):
-        values.append(probe(y, plan.lams[k], scale))
+        values.append(probe(y, plan.lams[k], scale, first))
         kept.append(probe.keep(values[-1]))
         values = values if recent is None else values[-recent:]
         y = combined([row[0], *row[k + 2 - len(values) : k + 2]], y, values)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -163,11 +164,13 @@ class Plan:
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[Tensor, ...], noise: NoiseSource | None
     ) -> Step:
         """Evaluate at x, combine; the step's place in the plan is that of the level nearest to `now`."""
-        place = (self.lams[:-1] - now.lam.reshape(-1)[:1].to("cpu")).abs().argmin()
-        p, q = self.wants.index_select(0, place.reshape(1))[0].unbind()
+        place = (self.lams[:-1] - now.lam.to("cpu")[..., None]).abs().argmin(-1)
+        flat = place.reshape(-1)
+        p, q = (v.reshape(place.shape) for v in self.wants.index_select(0, flat).unbind(-1))
         value = widen(model(x, now, (p, q)))  # type: ignore[operator]
-        newest_first = self._newest_first.index_select(0, place.reshape(1))[0] * next.alpha
-        out = combine((newest_first[0] / now.alpha, x), *zip(newest_first[1:].unbind(), (value, *carry)))
+        rows = self._newest_first.index_select(0, flat).reshape(*place.shape, -1)
+        newest_first = (rows * next.alpha[..., None]).unbind(-1)
+        out = combine((newest_first[0] / now.alpha, x), *zip(newest_first[1:], (value, *carry)))
         return Step(out.to(x.dtype), (value, *carry)[: self.memory])
 
     @property
@@ -199,6 +202,8 @@ class Plan:
         # what a method makes of a known grid, if it makes anything of it, as the loop asks for it
         on = getattr(solver, "on", None)
         parts = (on(symbols, levels) if on is not None else ()) or [solver] * n
+        if any(part.evals != 1 for part in parts):
+            raise InvalidArgumentError(f"a plan has one evaluation a step, and some steps of {solver} have more")
         found, carry = [x[0]], parts[0].init(symbols, x, points[0])
         for part, here, there in zip(parts, points[:-1], points[1:]):
             x, carry, _ = part.step(symbols, x, here, there, carry, None)
@@ -223,6 +228,15 @@ class Plan:
     def load(path: str | os.PathLike[str]) -> Plan:
         """Read a plan, bit for bit. Raises InvalidArgumentError on a file that is none, and without safetensors."""
         module = _safetensors()
+        if not pathlib.Path(path).is_file():
+            raise FileNotFoundError(f"there is no plan {path}")
+        try:
+            return Plan._read(module, path)
+        except module.SafetensorError as error:
+            raise InvalidArgumentError(f"{path} is not a safetensors file, which Plan.save writes: {error}") from None
+
+    @staticmethod
+    def _read(module: Any, path: str | os.PathLike[str]) -> Plan:
         with module.safe_open(str(path), "pt") as file:
             notes = file.metadata() or {}
             if notes.get("format") != _FORMAT or set(file.keys()) != set(_TENSORS):
@@ -303,9 +317,10 @@ def _safetensors() -> Any:
         import safetensors.torch
     except ImportError:
         raise InvalidArgumentError("plans are kept as safetensors: pip install 'sdegen[plans]'") from None
-    return _Both(safetensors.safe_open, safetensors.torch.save_file)
+    return _Both(safetensors.safe_open, safetensors.torch.save_file, safetensors.SafetensorError)
 
 
 class _Both(NamedTuple):
     safe_open: Any
     save_file: Any
+    SafetensorError: Any

@@ -16,15 +16,15 @@ class Watched:
     """A model that remembers its last evaluation; everything else is the model's own."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self.model = model
         self._last: Callable[[], Tensor] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+        return getattr(self.__dict__["model"], name)
 
     def __call__(self, x: Tensor, level: Level, want: Any = "score") -> Tensor:
         """The model's prediction."""
-        model = self._model
+        model = self.model
         answer: Tensor = model(x, level, want)
 
         def data() -> Tensor:
@@ -36,7 +36,7 @@ class Watched:
 
     def raw(self, x: Tensor, level: Level) -> Tensor:
         """A ScoreModel's raw output."""
-        model: ScoreModel = self._model
+        model: ScoreModel = self.model
         answer = model.raw(x, level)
         self._last = lambda: _combined(x, answer, *model.coefficients(level, "data"))
         return answer

@@ -245,7 +245,11 @@ class DiscreteVP(_VariancePreserving):
     def __post_init__(self) -> None:
         betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64) if self.betas is None else as_time(self.betas)
         if betas.ndim != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
-            raise InvalidArgumentError("betas must be one dimension of at least two numbers in (0, 1)")
+            raise InvalidArgumentError(
+                "betas must be one dimension of at least two numbers in (0, 1) (DiscreteVP() has a thousand); where "
+                "the last one is 1 (zero terminal SNR) there is no signal left: set it below 1, as 0.9999. Got "
+                f"{list(betas.shape)} from {float(betas.min()):g} to {float(betas.max()):g}"
+            )
         if float(betas[0]) > max(0.5, float(betas[-1])):
             raise InvalidArgumentError(
                 f"betas fall from {float(betas[0]):g} to {float(betas[-1]):g}, which looks like alphas_cumprod: betas "

@@ -18,7 +18,7 @@ from sdegen.checks import check_parts, check_solve, check_state, network, warn_c
 from sdegen.control import Fixed
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable, strict_keywords
 from sdegen.frames import TIME
-from sdegen.grids import Grid, by_time, check_steps
+from sdegen.grids import Grid, by_time, check_steps, check_times
 from sdegen.methods import default, euler_maruyama
 from sdegen.process import Process
 from sdegen.progress import progress_bar
@@ -123,7 +123,7 @@ def sample(
     control = _control(model, solver, grid, steps, start, end)
     if not control.towards_data:
         raise InvalidArgumentError("sample runs from noise to data: times must decrease (sd.encode runs them up)")
-    dtype, device = _place(model, dtype, device)
+    dtype, device = place(model, dtype, device)
     if x is not None:
         check_state(x)
         if x.shape != (n, *event):
@@ -235,16 +235,28 @@ def _control(
         raise InvalidTypeError(
             f"grid must be a callable grid(process, n) such as sd.grids.karras, or times; got {grid!r}"
         )
-    own = {name: value for name, value in (("start", start), ("end", end)) if value is not None}
-    if own and (not callable(grid) or not own.keys() <= inspect.signature(grid).parameters.keys()):
-        raise InvalidArgumentError(
-            f"the grid {grid} takes no {' and '.join(own)}: give the times themselves, or a grid that does, such as "
-            "sd.grids.karras, by_snr or by_time"
-        )
     if steps is None:
         steps = getattr(solver, "planned", 20)
-    made = grid(model.process, check_steps(steps), **own) if callable(grid) else grid
+    bounds = {name: value for name, value in (("start", start), ("end", end)) if value is not None}
+    takes = callable(grid) and bounds.keys() <= inspect.signature(grid).parameters.keys()
+    made = grid(model.process, check_steps(steps), **(bounds if takes else {})) if callable(grid) else grid
+    if bounds and not takes:
+        made = _cut(made, solver, start, end)
     return made if isinstance(made, Fixed) else Fixed(made)
+
+
+def _cut(times: Any, solver: Any, start: float | None, end: float | None) -> Tensor:
+    """The times strictly between start and end, and these two: of a grid that cannot be told where to begin."""
+    if isinstance(times, Fixed) or hasattr(solver, "planned"):
+        raise InvalidArgumentError(
+            f"{'a plan' if hasattr(solver, 'planned') else 'a Restart'} has levels of its own and takes no start or end"
+        )
+    known = check_times(times)
+    first, last = float(known[0]) if start is None else start, float(known[-1]) if end is None else end
+    if not first > last:
+        raise InvalidArgumentError(f"a grid runs down in time: start={first:g} must be above end={last:g}")
+    inside = known[(known < first) & (known > last)]
+    return torch.cat([known.new_tensor([first]), inside, known.new_tensor([last])])
 
 
 def _check_shape(shape: Any) -> tuple[int, tuple[int, ...]]:
@@ -260,7 +272,7 @@ def _check_shape(shape: Any) -> tuple[int, tuple[int, ...]]:
     return sizes[0], sizes[1:]
 
 
-def _place(model: Any, dtype: Any, device: torch.device | str | None) -> tuple[torch.dtype, torch.device]:
+def place(model: Any, dtype: Any, device: torch.device | str | None) -> tuple[torch.dtype, torch.device]:
     """Where and in what precision the states live: the caller's word, else the network's parameters."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InvalidTypeError(f"dtype must be a floating torch.dtype such as torch.float32, got {dtype!r}")

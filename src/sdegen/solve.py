@@ -167,7 +167,7 @@ class _Rows:
     def take(self, step: Step, next: Level, accept: bool | Tensor, evals: int) -> None:
         """Move the rows whose step is accepted and finite; freeze for good those that are not finite."""
         if self.together:
-            if accept is True and _all_finite(step.x):
+            if accept is True and readable(step.x) and _all_finite(step.x):
                 self.x, self.level = step.x, next
                 self.steps += 1
                 self.spent += evals

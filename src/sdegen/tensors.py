@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from sdegen.errors import InvalidArgumentError
 
@@ -45,7 +46,8 @@ def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
     for term in terms[1:]:
         product = _scaled(*term)
         # the same bits, without another large tensor: memory that is new costs more than the sum
-        if owned and product.shape == total.shape and product.dtype == total.dtype:
+        alike = product.shape == total.shape and product.dtype == total.dtype
+        if owned and alike and not is_functorch_wrapped_tensor(product):
             total.add_(product)
         else:
             total = total + product

@@ -22,14 +22,15 @@ AYS_DEEPFLOYD = (160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186,
 AYS_SVD = (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
 """The same for Stable Video Diffusion."""
 
+_ROUNDED = 0.02
+
 
 def from_sigmas(process: SDE, n: int, sigmas: Sequence[float] = AYS_SD15) -> Tensor:
     """n steps through published levels `sigma/alpha`, falling; log-linear between them where n is another number.
 
     So Align Your Steps is `functools.partial(from_sigmas, sigmas=AYS_SDXL)`; with n = len(sigmas) - 1 it is exactly the
     levels given. It runs from the first to the last of them. Raises InvalidArgumentError unless they fall, are positive
-    and lie inside the process's span (levels beyond an end by less than a thousandth are set to it: published ones are
-    rounded).
+    and lie inside the process's span (levels beyond an end by less than 2 % are set to it: published ones are rounded).
     """
     if not isinstance(process, Process):
         raise InvalidTypeError(f"from_sigmas needs a Process with alpha and sigma, got {process}")
@@ -37,11 +38,11 @@ def from_sigmas(process: SDE, n: int, sigmas: Sequence[float] = AYS_SD15) -> Ten
     if lams.ndim != 1 or len(lams) < 2 or not bool((lams.diff() > 0).all()) or not bool(lams.isfinite().all()):
         raise InvalidArgumentError(f"sigmas must be positive, finite and fall, got {list(sigmas)}")
     span = [process.level(t).lam for t in (process.t_max, process.t_min)]
-    if float(lams[0]) < float(span[0]) - 1e-3 or float(lams[-1]) > float(span[1]) + 1e-3:
+    if float(lams[0]) < float(span[0]) - _ROUNDED or float(lams[-1]) > float(span[1]) + _ROUNDED:
         low, high = (float(torch.exp(-lam)) for lam in reversed(span))
         raise InvalidArgumentError(
             f"sigmas run from {float(sigmas[0]):g} to {float(sigmas[-1]):g}, beyond the levels of {process}, "
-            f"{high:g} to {low:g}"
+            f"{high:g} to {low:g}: leave out those beyond, or widen the process"
         )
     place = torch.linspace(0.0, len(lams) - 1, n + 1, dtype=torch.float64)
     k = place.floor().long().clamp(max=len(lams) - 2)

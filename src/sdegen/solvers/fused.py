@@ -11,6 +11,7 @@ from torch import Tensor
 from sdegen.grids import Grid
 from sdegen.model import ScoreModel
 from sdegen.noise import NoiseSource
+from sdegen.previews import Watched
 from sdegen.quadrature import Weights
 from sdegen.sde import Level
 from sdegen.solvers.base import Reverse, Solver, Step, check_reverse, draw
@@ -24,9 +25,32 @@ def ends(levels: Level) -> tuple[Level, Level]:
     return Level(*(v[:-1] for v in levels)), Level(*(v[1:] for v in levels))
 
 
+def vectorised(eta: Any, now: Level, next: Level) -> bool:
+    """Whether eta, where it is a function, takes all steps at once; one that does not is asked step by step."""
+    if not callable(eta):
+        return True
+    try:
+        value = eta(now, next)
+    except (TypeError, ValueError, RuntimeError):  # as of a comparison of one level, written for a single step
+        return False
+    return isinstance(value, Tensor) and value.shape == now.t.shape
+
+
 def plain(model: object) -> TypeGuard[ScoreModel]:
     """Whether a model's predictions are those of `ScoreModel`, linear in x and its raw output, watched or not."""
-    return type(getattr(model, "_model", model)) is ScoreModel
+    return type(model.model if isinstance(model, Watched) else model) is ScoreModel
+
+
+class LearnedError(Exception):
+    """A weight that gradients flow through cannot become a number: the steps are made one by one then."""
+
+
+def numbers(weights: Tensor) -> list[Any]:
+    """Weights as plain numbers. Raises LearnedError where that would cut a gradient."""
+    if weights.requires_grad:
+        raise LearnedError
+    listed: list[Any] = weights.tolist()
+    return listed
 
 
 class Ask(NamedTuple):
@@ -48,7 +72,7 @@ class Ask(NamedTuple):
             return answer
         raw = self.raw(model, x, level)
         if self.on_x == 0.0 and self.on_raw == 1.0:
-            return raw
+            return raw.clone()  # kept as a past value, and a network may write its next output into the same memory
         return combine((self.on_x, x), (self.on_raw, raw)) if self.on_x else self.on_raw * widen(raw)
 
 
@@ -58,7 +82,7 @@ def asked(model: Reverse, levels: Level, want: Pair) -> list[Ask]:
     pairs = list(zip(p.unbind(), q.unbind()))
     if not plain(model):
         return [Ask(pair, 0.0, 1.0) for pair in pairs]
-    on_x, on_raw = (v.expand_as(levels.t).tolist() for v in model.coefficients(levels, (p, q)))
+    on_x, on_raw = (numbers(v.expand_as(levels.t)) for v in model.coefficients(levels, (p, q)))
     return [Ask(*part) for part in zip(pairs, on_x, on_raw)]
 
 
@@ -78,7 +102,7 @@ def fused(
     ahead = _rows(predict)
     behind = [(), *_rows(correct)] if correct is not None else [()] * len(asks)
     known = torch.zeros_like(now.t) if spread is None else spread.expand_as(now.t)
-    steps = enumerate(zip(asks, ahead, behind, known.tolist()))
+    steps = enumerate(zip(asks, ahead, behind, numbers(known)))
     return [
         Fused(method, ask, first[: k + 2], second[: k + 2], None if spread is None else kick)
         for k, (ask, first, second, kick) in steps
@@ -88,7 +112,7 @@ def fused(
 def _rows(steps: Weights) -> list[tuple[float, ...]]:
     """The weight of x and those of the nodes, step by step."""
     table = torch.cat([steps.decay[..., None].expand(*steps.nodes.shape[:-1], 1), steps.nodes], -1)
-    return [tuple(row) for row in table.tolist()]
+    return [tuple(row) for row in numbers(table)]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sdegen.noise import NoiseSource
 from sdegen.quadrature import FAR, Node, Weights, assemble, weights
 from sdegen.sde import Level, ReverseSDE, check_eta
 from sdegen.solvers.base import Reverse, Solver, Step, check_reverse, draw
-from sdegen.solvers.fused import ends, fused
+from sdegen.solvers.fused import ends, fused, vectorised
 from sdegen.tensors import widen
 
 
@@ -42,8 +42,9 @@ class Multistep:
 
     With `correct=True` each evaluation, made at the predicted x, also corrects that x through `order + 1` nodes, itself
     the newest (PEC), so the order becomes `order + 1` at no cost; the end of the grid is left predicted. `correct=k`
-    takes k nodes instead. `eta` is constant, or a function `(now, next) -> eta` of the step: `sd.Window`,
-    `sd.DDIMEta`, or your own; with memory only in DATA, NOISE, SIGMA and WIENER, where past values serve every eta.
+    takes k nodes instead. `eta` is constant, or a function `(now, next) -> eta` of the step's levels: `sd.Window`,
+    `sd.DDIMEta`, or your own (where it can, it is asked for all steps at once, in tensors `[n]`); with memory only in
+    DATA, NOISE, SIGMA and WIENER, where past values serve every eta.
 
     pair: how a polynomial through two nodes counts, 'exact' by its integral, or by one of two shortcuts of the same
     order and another constant: 'midpoint' by its value in the middle of the step (DPM-Solver++ 2M, UniPC-2 with B2),
@@ -78,9 +79,10 @@ class Multistep:
         check_frame(self.frame)
         if type(self.correct) not in (bool, int):
             raise InvalidTypeError(f"correct must be True, False or a number of nodes, got {self.correct!r}")
-        if not 0 <= self.correct <= self.order + 1:
+        if type(self.correct) is int and not 2 <= self.correct <= self.order + 1:
             raise InvalidArgumentError(
-                f"a corrector takes up to order + 1 = {self.order + 1} nodes, got correct={self.correct}"
+                f"correct must be True, False, or a number of nodes from 2 to order + 1 = {self.order + 1}, got "
+                f"{self.correct}"
             )
         if self.pair not in ("exact", "midpoint", "flat"):
             raise InvalidArgumentError(f"pair must be 'exact', 'midpoint' or 'flat', got {self.pair!r}")
@@ -187,6 +189,8 @@ class Multistep:
         if self.estimate or self.frame.grouped or isinstance(model, ReverseSDE):
             return ()
         now, next = ends(levels)
+        if not vectorised(self.eta, now, next):
+            return ()
         at = _past(self.frame.coordinate(now), self.memory + 1)
         predict = self._weights(now, next, at[..., : self.order], 0)
         correct = None

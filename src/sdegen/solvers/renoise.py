@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
-from sdegen.frames import SIGMA, Frame
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.frames import SIGMA, TIME, Frame
 from sdegen.grids import Grid, natural
 from sdegen.noise import NoiseSource
 from sdegen.process import Process
@@ -46,7 +46,8 @@ class Churn(OneStep):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        check_eta(self.amount)
+        if not 0 <= self.amount < math.inf:
+            raise InvalidArgumentError(f"churn must be finite and >= 0, got {self.amount}")
         if not 0 <= self.low < self.high:
             raise InvalidArgumentError(f"churn needs 0 <= low < high, got low={self.low}, high={self.high}")
         if not (0 < self.inflate < math.inf and 0 < self.rho < math.inf):
@@ -124,6 +125,10 @@ class Ancestral(OneStep):
             raise InvalidArgumentError(
                 f"Ancestral takes a deterministic Singlestep with stages up to the middle of the step, so that the "
                 f"network is not asked below `next`; got {self.solver}"
+            )
+        if self.solver.frame == TIME:
+            raise InvalidArgumentError(
+                "Ancestral steps below the next level, which has no time: use a frame other than TIME"
             )
         if self.eta > 1:
             raise InvalidArgumentError(f"eta must be in [0, 1], got {self.eta}: more noise than the posterior has")
@@ -247,11 +252,15 @@ class ByLength(OneStep):
     numbers rise.
     """
 
-    methods: tuple[tuple[int, Multistep], ...]
+    methods: tuple[tuple[int, Multistep], ...] = ((1, Multistep(1)), (6, Multistep(2)))
     grid: Grid = field(default=natural, repr=False)
 
     def __post_init__(self) -> None:
         lengths = [n for n, _ in self.methods]
+        if not all(isinstance(method, Multistep) for _, method in self.methods):
+            raise InvalidTypeError(f"methods must be pairs (from how many steps, Multistep), got {self.methods}")
+        if len({(repr(method.frame), method.eta) for _, method in self.methods}) > 1:
+            raise InvalidArgumentError(f"methods must have one frame and one eta, got {self.methods}")
         if lengths[:1] != [1] or lengths != sorted(set(lengths)):
             raise InvalidArgumentError(f"methods must be for rising numbers of steps, the first for 1; got {lengths}")
 

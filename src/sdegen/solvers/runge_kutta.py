@@ -14,7 +14,7 @@ from sdegen.grids import Grid, karras
 from sdegen.noise import NoiseSource
 from sdegen.sde import Level, ReverseSDE
 from sdegen.solvers.base import OneStep, Reverse, Solver, Step, check_reverse
-from sdegen.solvers.fused import Ask, asked, ends
+from sdegen.solvers.fused import Ask, asked, ends, numbers
 from sdegen.tensors import combine
 
 
@@ -119,7 +119,7 @@ class RungeKutta(OneStep):
         rows = []
         for level, row in zip([*here, next], [*self.tableau.a, self.tableau.b]):
             scale = frame.scale(level)
-            rows.append(torch.stack([scale * into, *(scale * weight * h for weight in row)], -1).tolist())
+            rows.append(numbers(torch.stack([scale * into, *(scale * weight * h for weight in row)], -1)))
         points = zip(*(zip(*(v.unbind() for v in level)) for level in here))
         steps = zip(points, zip(*asks), zip(*rows))
         return [_Known(self, tuple(Level(*v) for v in point), ask, row) for point, ask, row in steps]

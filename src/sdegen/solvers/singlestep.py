@@ -18,7 +18,7 @@ from sdegen.process import Process
 from sdegen.quadrature import weights
 from sdegen.sde import Level, ReverseSDE, check_eta
 from sdegen.solvers.base import OneStep, Reverse, Solver, Step, check_reverse, check_score_model, draw
-from sdegen.solvers.fused import Ask, asked, ends
+from sdegen.solvers.fused import Ask, asked, ends, numbers, vectorised
 from sdegen.tensors import combine
 
 
@@ -32,6 +32,7 @@ class _Leg(NamedTuple):
     nodes: Sequence[Any]
     left: Any
     spread: Any
+    fresh: bool
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,15 @@ class Singlestep(OneStep):
             which = self.final if i == len(self.stages) else tuple(range(i + 1))
             at = torch.stack([self.frame.coordinate(levels[j]) for j in which], -1)
             # an eta of the step is that of its stages; one of the level is its mean over each leg
-            eta = self.eta if isinstance(self.eta, ByLevel) or not callable(self.eta) else self.eta(now, next)
+            inner = isinstance(self.eta, ByLevel) and isinstance(self.frame, type(DATA))
+            eta = self.eta if inner or not callable(self.eta) else self.eta(now, next)
             part = weights(self.frame, eta, now, level, at, unit=True)
             left, spread = torch.ones_like(now.lam), torch.zeros_like(now.lam)
             if self.stochastic and level is not levels[-1]:
                 left = weights(self.frame, eta, levels[-1], level, at[..., :1], unit=True).decay
                 spread = self.frame.spread(process, levels[-1], level, eta(levels[-1], level) if callable(eta) else eta)
-            yield _Leg(level, which, part.decay, part.nodes.unbind(-1), left, spread)
+            fresh = level is not levels[-1]
+            yield _Leg(level, which, part.decay, part.nodes.unbind(-1), left, spread, fresh)
             levels.append(level)
 
     def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
@@ -137,6 +140,8 @@ class Singlestep(OneStep):
         if isinstance(model, ReverseSDE):
             return ()
         now, next = ends(levels)
+        if not vectorised(self.eta, now, next):
+            return ()
         legs = list(self._legs(check_score_model(self, model).process, now, next))
         eta: Eta = self.eta(now, next) if callable(self.eta) else self.eta
         here = [now, *(leg.level for leg in legs[:-1])]
@@ -154,9 +159,9 @@ def _inside(process: Process, now: Level, next: Level, c: float) -> Level:
 def _split(leg: _Leg) -> list[_Leg]:
     """Legs of single steps, with plain numbers, from those of all steps."""
     levels = [Level(*point) for point in zip(*(v.unbind() for v in leg.level))]
-    nodes = zip(*(w.tolist() for w in leg.nodes))
-    numbers = zip(leg.decay.tolist(), nodes, leg.left.tolist(), leg.spread.tolist())
-    return [_Leg(level, leg.which, *part) for level, part in zip(levels, numbers)]
+    nodes = zip(*(numbers(w) for w in leg.nodes))
+    parts = zip(numbers(leg.decay), nodes, numbers(leg.left), numbers(leg.spread))
+    return [_Leg(level, leg.which, *part, leg.fresh) for level, part in zip(levels, parts)]
 
 
 def _run(
@@ -169,7 +174,7 @@ def _run(
         values.append(ask(k, here, at))
         out = combine((leg.decay, x), *zip(leg.nodes, (values[j] for j in leg.which)))
         if noise is not None:
-            if leg.level is not at:
+            if leg.fresh:
                 fresh = (leg.spread, draw(noise, x, at, leg.level))
                 kick = combine(fresh) if kick is None else combine((leg.left, kick), fresh)
             out = out if kick is None else out + kick

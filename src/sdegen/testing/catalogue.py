@@ -67,7 +67,8 @@ def solver_families() -> dict[str, tuple[sd.Solver, ...]]:
     options["corrector"] = _all_variants((sd.Langevin, sd.BatchCoupledLangevin), {"snr": (0.05,)})
     for cls in filter(_is_solver, map(_exported, sd.__all__)):
         families[cls.__name__] = _all_variants([cls], options)
-    return families
+    # a Plan is made for a model, and cannot be made from options
+    return {name: family for name, family in families.items() if family}
 
 
 def couples(solver: Any) -> bool:

@@ -20,9 +20,14 @@ def processes() -> list[sd.Process]:
     return [make(cls) for cls in catalogue.shipped_processes() if not inspect.isabstract(cls)]
 
 
-def methods() -> list[sd.Solver]:
-    """Every named method in all its orders and etas, and one of every other exported solver class."""
-    named = [s for f in catalogue.public(methods_module) for s in catalogue.variants(f, inspect.signature(f), OPTIONS)]
+def methods(varied: bool = False) -> list[sd.Solver]:
+    """Every named method, `varied` in all its orders and etas, and one of every other exported solver class.
+
+    DDIM is there with noise as well, which it has not by default.
+    """
+    options = OPTIONS if varied else {}
+    named = [s for f in catalogue.public(methods_module) for s in catalogue.variants(f, inspect.signature(f), options)]
+    named.append(make(sd.ddim, eta=0.5))
     classes = [family[0] for name, family in catalogue.solver_families().items() if name != "methods"]
     return _distinct([*named, *classes])
 

@@ -1,0 +1,28 @@
+"""The page docs/accuracy.md, and markdown tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
+END = "<!-- end -->"
+
+
+class Table:
+    """A markdown table, row by row."""
+
+    def __init__(self, head: list[str]) -> None:
+        self.lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+
+    def add(self, *cells: str) -> None:
+        """One row."""
+        self.lines.append("| " + " | ".join(cells) + " |")
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def write(begin: str, text: str) -> None:
+    """Puts text between the marker `begin` and the next end marker of the page."""
+    before, rest = PAGE.read_text().split(begin)
+    PAGE.write_text(f"{before}{begin}\n{text}{END}{rest.split(END, 1)[1]}")
