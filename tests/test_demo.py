@@ -172,6 +172,8 @@ def test_plots_draw_on_given_axes_and_on_their_own():
     assert ax.images[0].get_array().shape == (9, 11)
     assert plots.image_grid(torch.zeros(3, 3, 16, 16), 3).images[0].get_array().shape == (16, 52, 3)
     assert plots.trajectories(torch.zeros(4, 2, 8, 8)).images[0].get_array().shape == (17, 35)
+    plan = sd.Plan.of(sd.lms(2), sd.EDM(), 6)
+    assert plots.plan(plan).lines[0].get_ydata().tolist() == torch.exp(-plan.lams).tolist()
     ax = plots.quality({"a": [(10, 0.2), (5, 1.0)], "b": [(5, 1.0)]}, 0.1, emphasis="a")
     assert list(ax.get_lines()[0].get_xdata()) == [5, 10]
     ax.get_figure().canvas.draw()

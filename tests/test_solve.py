@@ -237,7 +237,7 @@ def test_empty_batches_and_single_elements(solver):
         ({"control": sd.grids.karras}, sd.InvalidTypeError, r"karras\(process, n\)"),
         ({"control": torch.tensor([1.0, 0.5], requires_grad=True)}, sd.InvalidArgumentError, "detach"),
         ({"observe": 3}, sd.InvalidTypeError, "observe must be"),
-        ({"solver": object()}, sd.InvalidTypeError, "OneStep|call the method"),
+        ({"solver": object()}, sd.InvalidTypeError, "OneStep|methods are functions"),
     ],
 )
 def test_mistakes_are_errors_before_the_first_call(options, error, message):

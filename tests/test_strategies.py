@@ -268,8 +268,8 @@ def _jumps(grid: Spacing) -> bool:
         ("gaussians", lambda g: g.cov().diagonal().min() < 0.01, "sd.Gaussian((0.0,), std=0.01)"),
         ("states", lambda s: not s.tensor().is_contiguous() and s.dtype == F64, None),
         ("observations", lambda o: len(o.matrix) == 2, "Observation(rows=((1.0,), (1.0,)))"),
-        ("frames", lambda frame: frame.variable is not None, "sd.DATA(variable=log_snr)"),
-        ("solvers", lambda s: s.memory == 4 and s.stochastic, "sd.Multistep(order=5, eta=0.5)"),
+        ("frames", lambda frame: frame.variable is not None and frame.rate(0.0) == 1.0, "sd.NOISE(variable=log_snr)"),
+        ("solvers", lambda s: getattr(s, "order", 0) == 5 and s.stochastic, "sd.Multistep(order=5, eta=0.5)"),
         ("solvers", lambda s: isinstance(s, sd.PC) and not s.predictor.stochastic, "sd.PC(predictor=sd.ddim())"),
     ],
 )
@@ -614,7 +614,7 @@ def test_every_kind_of_grid_layout_dtype_and_number_appears() -> None:
 
 def test_every_frame_and_solver_appears() -> None:
     frames = draw(strategies.frames(), 400)
-    shipped = [sd.DATA, sd.NOISE, sd.SIGMA, sd.ANGLE, sd.FLOW, sd.TIME]
+    shipped = [sd.DATA, sd.NOISE, sd.SIGMA, sd.ANGLE, sd.FLOW, sd.WIENER, sd.TIME]
     assert {type(f).__name__ for f in frames} == {type(f).__name__ for f in shipped}
     for frame in shipped:
         assert frame in frames
@@ -626,7 +626,7 @@ def test_every_frame_and_solver_appears() -> None:
     assert all(f"sd.{name}(" in families["methods"] for name in methods if not name.startswith("_"))
     classes = {"Multistep", "RungeKutta", "PC", "Langevin", "BatchCoupledLangevin", "EulerMaruyama", "ReverseDiffusion"}
     assert set(families) >= {"methods", *classes}
-    drawn = [repr(solver) for solver in draw(strategies.solvers(), 600)]
+    drawn = [repr(solver) for solver in draw(strategies.solvers(), 1200)]
     for name, calls in families.items():
         assert any(call in calls for call in drawn), name
     words = " ".join(drawn)

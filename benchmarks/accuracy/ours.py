@@ -42,6 +42,17 @@ STOCHASTIC: dict[str, tuple[Callable[[], sd.Solver], Grid | None]] = {
         angular,
     ),
     "Multistep(2, SIGMA, eta=0.5), Karras": (partial(sd.Multistep, 2, sd.SIGMA, 0.5), karras),
+    "Multistep(3, ANGLE, eta=0.3), angular": (
+        partial(sd.Multistep, 3, sd.ANGLE(variable=sd.frames.seventh_root), 0.3),
+        angular,
+    ),
+    "er_sde(2), angular": (partial(sd.er_sde, 2), angular),
+    "sa_solver(2), angular": (partial(sd.sa_solver, 2), angular),
+    "sa_solver(3, tau=0.5), angular": (partial(sd.sa_solver, 3, 0.5), angular),
+    "dpmpp_sde(2), angular": (partial(sd.dpmpp_sde, 2), angular),
+    "dpmpp_sde(2, singlestep=True), angular": (partial(sd.dpmpp_sde, 2, singlestep=True), angular),
+    "seeds(2), angular": (partial(sd.seeds, 2), angular),
+    "edm(churn=10), Karras": (partial(sd.edm, churn=10.0), karras),
 }
 """Methods of the distribution benchmark, in the same form."""
 

@@ -1,4 +1,4 @@
-"""Pictures: sheets of images, denoising trajectories, evaluations against quality.
+"""Pictures: sheets of images, denoising trajectories, evaluations against quality, plans.
 
 Each function draws on the axes it is given, or on those of a new figure, and returns them: `ax.figure.savefig(...)`.
 Figures are made without pyplot, so nothing is global: they work without a display and from any thread.
@@ -19,6 +19,8 @@ from sdegen.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from sdegen.plan import Plan
 
 INK, MUTED = "#222222", "#6b6b6b"
 # After Okabe and Ito (2008), told apart by all common kinds of colour vision; the light ones darker, for text.
@@ -118,6 +120,24 @@ def quality(
     _name_lines(ax, min(x for x, _ in points), ends)
     if title:
         ax.set_title(title, loc="left", color=INK, fontsize=11, pad=8)
+    return ax
+
+
+def plan(plan: Plan, ax: Axes | None = None) -> Axes:
+    """A plan's levels, `sigma/alpha` after every evaluation, and, where it is known, the error expected there."""
+    ax = ax or figure(6.0, 3.6).add_subplot()
+    count = torch.arange(plan.steps + 1)
+    ax.semilogy(count, torch.exp(-plan.lams), color=COLOURS[1], marker="o", markersize=4, label="level, sigma/alpha")
+    known = plan.errors.isfinite()
+    if bool(known.any()):
+        ends = count[1:][known], plan.errors[known]
+        ax.semilogy(*ends, color=COLOURS[0], marker="s", markersize=4, label="expected error")
+    ax.set_xlabel("network evaluations", color=INK)
+    ax.set_title(f"A plan of {plan.steps} steps", loc="left", fontsize=11, color=INK)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(True, which="major", axis="y", color="#e6e6e6", linewidth=0.6)
+    ax.tick_params(colors=MUTED)
+    ax.legend(frameon=False, labelcolor=INK)
     return ax
 
 

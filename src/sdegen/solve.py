@@ -71,9 +71,7 @@ def run(
         return rows.solution()
     steps = getattr(controller, "steps", None)
     passes = controller.passes if isinstance(controller, Fixed) else 1
-    source: Any = (
-        _silent if noise is None or not solver.stochastic else Again(noise, 0, passes) if passes > 1 else noise
-    )
+    source: Any = _silent if noise is None else Again(noise, 0, passes) if passes > 1 else noise
     shown = observe is not None and getattr(observe, "previews", True)
     watched = Watched(model) if shown and not isinstance(model, ReverseSDE) else None
     model = model if watched is None else watched

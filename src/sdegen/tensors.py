@@ -42,7 +42,7 @@ def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
     In working precision: float32 for half-precision states, which `.to(x.dtype)` brings back.
     """
     total = _scaled(*terms[0])
-    owned = not torch.is_grad_enabled()
+    owned = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
     for term in terms[1:]:
         product = _scaled(*term)
         # the same bits, without another large tensor: memory that is new costs more than the sum

@@ -11,6 +11,7 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.control import Fixed
 from sdegen.errors import InvalidArgumentError
+from sdegen.etas import DDIMEta
 from sdegen.frames import TIME
 from sdegen.mixtures import GaussianMixture
 from sdegen.model import ScoreModel
@@ -47,6 +48,12 @@ class Claim:
     def times(self, n: int) -> Tensor:
         """n steps from almost noise to almost data."""
         return by_lam(self.process, n)
+
+    def evals(self, n: int) -> list[int]:
+        """The evaluations that the solver declares for each of n steps."""
+        on = getattr(self.solver, "on", None)
+        parts = () if on is None else on(self.model(), self.process.level(self.times(n)))
+        return [part.evals for part in parts] or [self.solver.evals] * n
 
     def model(self, problem: str = "three", process: Process | None = None) -> ScoreModel:
         return PROBLEMS[problem].data.score(process or self.process)
@@ -116,7 +123,7 @@ def claim(
         raise InvalidArgumentError(f"process must be a Process object such as sd.VP(), got {process!r}")
     if eta is None:
         own = getattr(solver, "eta", None)
-        own = getattr(own, "eta", own)
+        own = own.eta if isinstance(own, DDIMEta) else own  # the same for short steps
         eta = own if isinstance(own, (int, float)) else None
     return Claim(solver, order, weak_order, strong_order, exact, invariant, process or VP(), eta)
 
