@@ -16,13 +16,14 @@ from typing import Any
 import torch
 
 import sdegen as sd
+from benchmarks.page import put
 from sdegen import methods
 from sdegen.testing import check_solver
 from sdegen.testing.catalogue import public, variants
 
 PROCESSES = {"VP": sd.VP(), "VE": sd.VE(), "EDM": sd.EDM(), "Flow": sd.Flow()}
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
-BEGIN, END = "<!-- begin: benchmarks.methods -->", "<!-- end -->"
+BEGIN = "<!-- begin: benchmarks.methods -->"
 STRONG = ("sd.euler_maruyama()", "sd.reverse_diffusion()", "sd.ddpm()", "sd.dpmpp_sde(order=1)", "sd.dpmpp_sde()")
 """Methods of one normal a step, whose order on one Brownian path is measured too: 1, as additive noise allows."""
 
@@ -85,8 +86,7 @@ def main() -> None:
     text = report()
     print(text)
     if write:
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
+        put(PAGE, BEGIN, text)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import sdegen as sd
+from benchmarks.page import put
 from benchmarks.peers import with_kdiffusion
 from sdegen.testing.guards import peak_memory
 
@@ -29,7 +30,7 @@ N = 20
 SHAPES = ((4096, 2), (64, 3, 32, 32), (8, 4, 128, 128))
 EDM, VP = sd.EDM(), sd.VP()
 PAGE = Path(__file__).parents[1] / "docs" / "overhead.md"
-BEGIN, END = "<!-- begin: benchmarks.overhead -->", "<!-- end -->"
+BEGIN = "<!-- begin: benchmarks.overhead -->"
 Run = Callable[[Tensor], Any]
 
 
@@ -274,8 +275,7 @@ def main() -> None:
         text = report(3 if options.quick else 15)
     print(text)
     if options.write:
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
+        put(PAGE, BEGIN, text)
 
 
 if __name__ == "__main__":

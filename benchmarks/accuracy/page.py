@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.page import put
+
 PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
-END = "<!-- end -->"
 
 
 class Table:
@@ -24,5 +25,4 @@ class Table:
 
 def write(begin: str, text: str) -> None:
     """Puts text between the marker `begin` and the next end marker of the page."""
-    before, rest = PAGE.read_text().split(begin)
-    PAGE.write_text(f"{before}{begin}\n{text}{END}{rest.split(END, 1)[1]}")
+    put(PAGE, begin, text)

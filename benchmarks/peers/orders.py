@@ -21,13 +21,14 @@ from typing import Any
 import torch
 
 import sdegen as sd
+from benchmarks.page import put
 
 from . import measure, with_azula, with_diffusers, with_kdiffusion
 from .drive_diffusers import as_shipped
 from .measure import GRIDS, SLOPES, Habits, Sampler, Seen
 
 PAGE = Path(__file__).parents[2] / "docs" / "peers.md"
-BEGIN, END = "<!-- begin: benchmarks.peers.orders -->", "<!-- end -->"
+BEGIN = "<!-- begin: benchmarks.peers.orders -->"
 COMMAND = "python -m benchmarks.peers.orders --write"
 PEERS: tuple[Any, ...] = (with_kdiffusion, with_diffusers, with_azula)
 _REACH, _RATIO, _STUCK, _ROUNDED = 0.25, 1.25, 0.4, 10.0
@@ -175,8 +176,7 @@ def main() -> None:
         text = report()
     print(text)
     if write:
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}")
+        put(PAGE, BEGIN, text)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,8 @@ from sdegen.tensors import combine, diffuse, like, noise_like, widen
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(OneStep):
-    """Euler-Maruyama in t on the reverse SDE, for scalar, diagonal and matrix noise (Maruyama 1955).
-
-    `x_next = x + drift dt + g sqrt(|dt|) z`. Weak order 1; strong order 1 where g does not depend on x, else 1/2.
-    A score model is reversed with this eta; a `ReverseSDE` must have the same (InvalidArgumentError otherwise).
-    """
+class _InTime(OneStep):
+    """What methods in t on a reverse SDE share: an eta, which a `ReverseSDE` must have too, and the natural grid."""
 
     eta: float = 1.0
     grid: Grid = field(default=natural, repr=False)
@@ -46,6 +42,15 @@ class EulerMaruyama(OneStep):
         """An empty carry."""
         check_reverse(self, model, self.eta)
         return ()
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(_InTime):
+    """Euler-Maruyama in t on the reverse SDE, for scalar, diagonal and matrix noise (Maruyama 1955).
+
+    `x_next = x + drift dt + g sqrt(|dt|) z`. Weak order 1; strong order 1 where g does not depend on x, else 1/2.
+    A score model is reversed with this eta; a `ReverseSDE` must have the same (InvalidArgumentError otherwise).
+    """
 
     def step(
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
@@ -62,7 +67,7 @@ class EulerMaruyama(OneStep):
 
 
 @dataclass(frozen=True)
-class Milstein(OneStep):
+class Milstein(EulerMaruyama):
     """Euler-Maruyama with the next term of the Ito-Taylor expansion, `g g' (dw^2 - dt)/2` (Milstein 1975).
 
     `x_next = x + drift dt + g dw + (g dg/dx)(dw^2 - |dt|)/2`, dg/dx by forward-mode automatic differentiation. Weak
@@ -71,25 +76,9 @@ class Milstein(OneStep):
     noise, whose terms would need more than the increments.
     """
 
-    eta: float = 1.0
-    grid: Grid = field(default=natural, repr=False)
-
-    def __post_init__(self) -> None:
-        check_eta(self.eta)
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether eta is not zero."""
-        return self.eta > 0
-
-    @property
-    def convergence(self) -> int:
-        """Weak order 1."""
-        return 1
-
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
         """An empty carry."""
-        check_reverse(self, model, self.eta)
+        super().init(model, x, now)
         if self.stochastic and model.process.diffusion(widen(x), now.t).ndim > x.ndim:
             raise InvalidArgumentError(
                 f"{self} needs diagonal noise and {model.process} has matrix noise; use euler_maruyama() or "
@@ -101,13 +90,11 @@ class Milstein(OneStep):
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
     ) -> Step:
         """One Milstein step."""
+        if not self.stochastic or isinstance(model.process, Process):
+            return super().step(model, x, now, next, carry, noise)
         h, wide = next.t - now.t, widen(x)
         out = combine((torch.ones_like(h), x), (h, TIME.field(model, x, now, self.eta)))
-        if not self.stochastic:
-            return Step(out.to(x.dtype), carry)
         dw = like(h.abs().sqrt(), out) * draw(noise, x, now, next)
-        if isinstance(model.process, Process):
-            return Step((out + diffuse(self.eta * model.process.diffusion(wide, now.t), dw, wide)).to(x.dtype), carry)
 
         def kick(v: Tensor) -> Tensor:
             return diffuse(self.eta * model.process.diffusion(v, now.t), torch.ones_like(v), v)
@@ -118,18 +105,12 @@ class Milstein(OneStep):
 
 
 @dataclass(frozen=True)
-class StochasticHeun(OneStep):
+class StochasticHeun(_InTime):
     """Heun's method in t: the mean of the drifts at both ends, and of g at both times (Kloeden & Platen 1992, ch. 15).
 
     `x^ = x + drift dt + g dw`, `x_next = x + (drift + drift^) dt/2 + (g(x, now) + g(x, next)) dw/2`. Weak order 2 and
     strong order 1 where g does not depend on x, as on every `Process`; weak order 1 otherwise. Two evaluations a step.
     """
-
-    eta: float = 1.0
-    grid: Grid = field(default=natural, repr=False)
-
-    def __post_init__(self) -> None:
-        check_eta(self.eta)
 
     @property
     def evals(self) -> int:
@@ -137,19 +118,9 @@ class StochasticHeun(OneStep):
         return 2
 
     @property
-    def stochastic(self) -> bool:
-        """Whether eta is not zero."""
-        return self.eta > 0
-
-    @property
     def convergence(self) -> int:
         """Order 2: of the path for eta = 0, of the law where g does not depend on x for eta > 0."""
         return 2
-
-    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        """An empty carry."""
-        check_reverse(self, model, self.eta)
-        return ()
 
     def step(
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
