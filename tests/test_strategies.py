@@ -269,7 +269,7 @@ def _jumps(grid: Spacing) -> bool:
         ("states", lambda s: not s.tensor().is_contiguous() and s.dtype == F64, None),
         ("observations", lambda o: len(o.matrix) == 2, "Observation(rows=((1.0,), (1.0,)))"),
         ("frames", lambda frame: frame.variable is not None and frame.rate(0.0) == 1.0, "sd.NOISE(variable=log_snr)"),
-        ("solvers", lambda s: getattr(s, "order", 0) == 5 and s.stochastic, "sd.Multistep(order=5, eta=0.5)"),
+        ("solvers", lambda s: s.memory == 4 and s.stochastic, "sd.sa_solver(order=4)"),
         ("solvers", lambda s: isinstance(s, sd.PC) and not s.predictor.stochastic, "sd.PC(predictor=sd.ddim())"),
     ],
 )
