@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sdegen as sd
 
-from .ours import PILOTS
+from .ours import PILOTS, planned
 from .page import Table
-from .problems import GUIDED, PILOT, PROBLEMS, PROCESSES
+from .problems import GUIDED, PROBLEMS, PROCESSES
 from .runs import RIVAL, of_peers, ours
 from .summary import cell
 
@@ -34,7 +34,7 @@ def section() -> str:
                 cells = []
                 for n in BUDGETS:
                     model = source.model(process)
-                    plan = sd.calibrate(model, GUIDED.shape, nfe=n, pilot=pilot, seed=source.seed + PILOT)
+                    plan = planned(model, source, n, pilot)
                     cells.append(cell(ours(plan, GUIDED, process, plan.grid, n)))
                 out.add(f"**plan of the {kind} model, pilot {pilot}**", *cells)
         parts.append(str(out))

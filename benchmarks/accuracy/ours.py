@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
+
 import sdegen as sd
 from sdegen.grids import Grid, angular, by_snr, karras
 
@@ -67,8 +69,14 @@ def rows(problem: Problem, process: sd.Process, budgets: tuple[int, ...]) -> dic
     return {**found, **plans(problem, process, budgets)}
 
 
-PILOTS = 33, 650
+PILOTS = 33, 1000
 """Evaluations that a plan's calibration may spend, on noise of its own."""
+
+
+def planned(model: sd.ScoreModel, problem: Problem, n: int, pilot: int) -> sd.Plan:
+    """A plan of n steps; states are in float64 but for a network that has a precision of its own."""
+    dtype = torch.float64 if model.module is None else None
+    return sd.calibrate(model, problem.shape, nfe=n, pilot=pilot, seed=problem.seed + PILOT, dtype=dtype)
 
 
 def plans(problem: Problem, process: sd.Process, budgets: tuple[int, ...]) -> dict[str, Row]:
@@ -79,6 +87,6 @@ def plans(problem: Problem, process: sd.Process, budgets: tuple[int, ...]) -> di
     for pilot in PILOTS:
         row = found.setdefault(f"plan, pilot {pilot}", {})
         for n in budgets:
-            plan = sd.calibrate(problem.model(process), problem.shape, nfe=n, pilot=pilot, seed=problem.seed + PILOT)
+            plan = planned(problem.model(process), problem, n, pilot)
             row[n] = ours(plan, problem, process, plan.grid, n)
     return found
