@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import platform
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 import sdegen as sd
-from benchmarks.page import put
+from benchmarks.page import arguments, publish
 from sdegen import methods
 from sdegen.testing import check_solver
 from sdegen.testing.catalogue import public, variants
@@ -80,13 +79,8 @@ def report() -> str:
 
 def main() -> None:
     """Prints the table; `--write` puts it into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
-    write = parser.parse_args().write
-    text = report()
-    print(text)
-    if write:
-        put(PAGE, BEGIN, text)
+    write = arguments(__doc__).write
+    publish(PAGE, BEGIN, report(), write)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ whole call is divided by its steps, so that what is prepared before the first st
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import math
 import statistics
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 import sdegen as sd
-from benchmarks.page import put
+from benchmarks.page import arguments, publish
 from benchmarks.peers import with_kdiffusion
 from sdegen.testing.guards import peak_memory
 
@@ -265,17 +264,12 @@ def report(rounds: int) -> str:
 
 def main() -> None:
     """Prints the report; `--write` puts it into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write the tables into {PAGE.name}")
-    parser.add_argument("--quick", action="store_true", help="3 rounds in place of 15")
-    options = parser.parse_args()
+    options = arguments(__doc__, quick="3 rounds in place of 15")
     warnings.simplefilter("ignore")  # peers' deprecations
     torch.set_num_threads(1)
     with torch.no_grad():
         text = report(3 if options.quick else 15)
-    print(text)
-    if options.write:
-        put(PAGE, BEGIN, text)
+    publish(PAGE, BEGIN, text, options.write)
 
 
 if __name__ == "__main__":

@@ -269,14 +269,21 @@ def _jumps(grid: Spacing) -> bool:
         ("states", lambda s: not s.tensor().is_contiguous() and s.dtype == F64, None),
         ("observations", lambda o: len(o.matrix) == 2, "Observation(rows=((1.0,), (1.0,)))"),
         ("frames", lambda frame: frame.variable is not None and frame.rate(0.0) == 1.0, "sd.NOISE(variable=log_snr)"),
-        ("solvers", lambda s: s.memory == 4 and s.stochastic, "sd.sa_solver(order=4)"),
+        (
+            "solvers",
+            lambda s: s.memory == 4 and s.stochastic,
+            ("sd.sa_solver(order=4)", "sd.Multistep(order=5, eta=0.5)"),
+        ),
         ("solvers", lambda s: isinstance(s, sd.PC) and not s.predictor.stochastic, "sd.PC(predictor=sd.ddim())"),
     ],
 )
-def test_a_planted_fault_shrinks_to_a_line(name: str, condition: Callable[[Any], Any], found: str | None) -> None:
+def test_a_planted_fault_shrinks_to_a_line(
+    name: str, condition: Callable[[Any], Any], found: str | tuple[str, ...] | None
+) -> None:
     call = smallest(STRATEGIES[name], condition)
     assert len(call) <= 70
-    assert found is None or call == found
+    # Of two lines that are as simple, a search may end with either: it takes constants of every module imported.
+    assert found is None or call in ([found] if isinstance(found, str) else found)
 
 
 # ---------------------------------------------------------------------------------------------------- validity

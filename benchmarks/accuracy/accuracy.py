@@ -7,7 +7,6 @@ about half an hour more.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import platform
 import sys
@@ -18,9 +17,10 @@ from multiprocessing import get_context
 import torch
 
 import sdegen as sd
+from benchmarks.page import arguments, publish
 
 from . import guidance, ours, summary
-from .page import Table, write
+from .page import PAGE, Table
 from .peers import distinct, versions
 from .problems import PROBLEMS, PROCESSES
 from .runs import BUDGETS, Row, of_peers, of_rival
@@ -91,18 +91,12 @@ def table(rows: dict[str, Row], peers: dict[tuple[str, str], Row], budgets: tupl
 
 def main() -> None:
     """Prints the report; `--write` puts it into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three small problems at 5, 10 and 20 evaluations")
-    parser.add_argument("--write", action="store_true", help="write the tables into docs/accuracy.md")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    given = parser.parse_args()
+    given = arguments(__doc__, "three small problems at 5, 10 and 20 evaluations", workers=True)
     names, budgets = QUICK if given.quick else (tuple(PROBLEMS), BUDGETS)
     for name in names:  # before there are workers, which would make them twice
         PROBLEMS[name].source  # noqa: B018 - builds it
     text = report(names, budgets, given.workers)
-    print(text)
-    if given.write:
-        write(BEGIN, text)
+    publish(PAGE, BEGIN, text, given.write)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ VP and EDM, and confirmed on the three others, which take no part in the selecti
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor
 
 import sdegen as sd
+from benchmarks.page import arguments, publish
 from sdegen.grids import Grid, angular, by_snr, karras
 
-from .page import Table, write
+from .page import PAGE, Table
 from .problems import PROBLEMS, PROCESSES, Problem, lam
 from .runs import of_peers, ours
 from .summary import Results, geometric, short, singles
@@ -122,15 +122,10 @@ def report(budgets: tuple[int, ...], top: int) -> str:
 
 def main() -> None:
     """Prints the tables; `--write` puts them into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="10 and 20 evaluations")
-    parser.add_argument("--write", action="store_true", help="write the tables into docs/accuracy.md")
-    given = parser.parse_args()
+    given = arguments(__doc__, "10 and 20 evaluations")
     torch.set_num_threads(1)
     text = report((10, 20) if given.quick else BUDGETS, 3)
-    print(text)
-    if given.write:
-        write(BEGIN, text)
+    publish(PAGE, BEGIN, text, given.write)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ exact law at t_min and beside the sampling floor: what exact samples, as many, s
 
 from __future__ import annotations
 
-import argparse
 import bisect
-import functools
 import hashlib
 import logging
 import math
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 import sdegen as sd
+from benchmarks.page import arguments, publish
 from sdegen import noise as noises
 from sdegen.control import Fixed
 from sdegen.solve import run as solve
@@ -29,7 +28,7 @@ from sdegen.testing.statistics.projections import directions
 
 from . import ours
 from .cache import kept
-from .page import Table, write
+from .page import PAGE, Table
 from .peers import GRIDS, Peer, denoiser, distinct, levels, ran, versions, white
 from .problems import PROBLEMS, Problem
 from .summary import short
@@ -238,23 +237,12 @@ def report(names: tuple[str, ...], budgets: tuple[int, ...], workers: int) -> st
     return "\n\n".join(parts) + "\n"
 
 
-@functools.cache
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two problems in the plane at 10 and 20 evaluations")
-    parser.add_argument("--write", action="store_true", help="write the tables into docs/accuracy.md")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    return parser
-
-
 def main() -> None:
     """Prints the report; `--write` puts it into the page."""
-    given = _parser().parse_args()
+    given = arguments(__doc__, "two problems in the plane at 10 and 20 evaluations", workers=True)
     names, budgets = (("grid", "ring"), (10, 20)) if given.quick else (tuple(SAMPLES), BUDGETS)
     text = report(names, budgets, given.workers)
-    print(text)
-    if given.write:
-        write(BEGIN, text)
+    publish(PAGE, BEGIN, text, given.write)
 
 
 if __name__ == "__main__":

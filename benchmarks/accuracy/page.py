@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.page import put
-
 PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
 
 
@@ -21,8 +19,3 @@ class Table:
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
-
-
-def write(begin: str, text: str) -> None:
-    """Puts text between the marker `begin` and the next end marker of the page."""
-    put(PAGE, begin, text)

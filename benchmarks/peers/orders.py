@@ -6,7 +6,6 @@ skipped, with a line that says so.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import logging
 import platform
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 import sdegen as sd
-from benchmarks.page import put
+from benchmarks.page import arguments, publish
 
 from . import measure, with_azula, with_diffusers, with_kdiffusion
 from .drive_diffusers import as_shipped
@@ -167,16 +166,12 @@ def report() -> str:
 
 def main() -> None:
     """Prints the report; `--write` puts it into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write the tables into {PAGE.name}")
-    write = parser.parse_args().write
+    write = arguments(__doc__).write
     warnings.simplefilter("ignore")  # peers' deprecations
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     with torch.no_grad():
         text = report()
-    print(text)
-    if write:
-        put(PAGE, BEGIN, text)
+    publish(PAGE, BEGIN, text, write)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable
 from sdegen.grids import check_steps, check_times, in_span, karras, rounding
 from sdegen.process import Process, check_levels
-from sdegen.sde import SDE, Level
+from sdegen.sde import SDE, Level, points
 from sdegen.solvers.base import Reverse, Solver, Step
 from sdegen.solvers.fused import LearnedError
 
@@ -71,7 +71,7 @@ class Fixed:
         level = process.level(in_span(self.times, *self._ends, process, self._rounding))
         if isinstance(process, Process) and readable(level.alpha):
             self._check(process, level)
-        levels = tuple(Level(*point) for point in zip(*(part.unbind() for part in level)))
+        levels = tuple(points(level))
         return levels[0], levels[1], OnGrid(level, levels, 0)
 
     def bind(self, solver: Solver, model: Reverse, state: OnGrid) -> Sequence[Solver]:

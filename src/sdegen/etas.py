@@ -34,6 +34,11 @@ class ByLevel(Protocol):
     def gain(self, lam: Tensor) -> Tensor: ...
 
 
+def of_step(eta: Eta | StepEta, now: Level, next: Level) -> Eta:
+    """eta of the step from now to next, whether it is a number or a function of the step."""
+    return eta(now, next) if callable(eta) else eta
+
+
 def _length(now: Level, next: Level) -> Tensor:
     """The step in lam, 1 for a step of no length, in which eta means nothing."""
     h = next.lam - now.lam

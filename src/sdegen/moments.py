@@ -25,7 +25,7 @@ from sdegen.etas import Eta
 from sdegen.frames import Frame
 from sdegen.sde import SDE, Level, Model, ReverseSDE
 from sdegen.solvers.base import check_score_model
-from sdegen.tensors import combine, like, widen
+from sdegen.tensors import combine, like, softplus, widen
 
 _FEW = 16
 
@@ -102,7 +102,7 @@ class Moments(Frame):
     def tau(self, lam: Tensor) -> Tensor:
         """`-log sqrt(c_i + s^2)` `[G, ...]`."""
         shifted = self._by_group(lam)
-        return lam - torch.nn.functional.softplus(2 * shifted, threshold=40.0) / 2
+        return lam - softplus(2 * shifted) / 2
 
     def pace(self, lam: Tensor) -> Tensor:
         """`dtau/dlam = s^2 / (c_i + s^2)` `[G, ...]`."""

@@ -10,6 +10,7 @@ next step is one too: the corrected y is linear in the predicted one and the F, 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -27,9 +28,9 @@ from sdegen.grids import Grid
 from sdegen.model import convert, plane
 from sdegen.noise import NoiseSource
 from sdegen.process import Process
-from sdegen.sde import SDE, Level
+from sdegen.sde import SDE, Level, points
 from sdegen.solvers.base import Reverse, Solver, Step, check_score_model
-from sdegen.solvers.fused import Ask, asked
+from sdegen.solvers.fused import Ask, Known, asked, ends
 from sdegen.tensors import combine, widen
 
 _FORMAT = "sdegen plan 1"
@@ -116,8 +117,8 @@ class Plan:
             raise InvalidTypeError(f"a plan needs a Process with alpha and sigma, got {process}")
         if n is not None and n != self.steps:
             raise InvalidArgumentError(f"this plan has {self.steps} steps, got steps={n}: leave steps out")
-        ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-        reach = process.level(ends).lam
+        limits = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+        reach = process.level(limits).lam
         if not readable(reach):
             return process.at(self.lams).t
         if bool(self.lams[0] < reach[0] - _CLOSE) or bool(self.lams[-1] > reach[1] + _CLOSE):
@@ -129,7 +130,7 @@ class Plan:
         times = process.at(self.lams.clamp(float(reach[0]), float(reach[1]))).t
         for end, here in ((0, 0), (-1, 1)):
             if abs(float(self.lams[end] - reach[here])) <= _CLOSE:
-                times[end] = ends[here]
+                times[end] = limits[here]
         return times
 
     def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
@@ -145,7 +146,7 @@ class Plan:
                 f"plan's own {self.steps} from {float(self.lams[0]):.4g} to {float(self.lams[-1]):.4g}: give no grid "
                 "and no steps, or plan.grid(process, None) where times are asked for (a plan runs only towards data)"
             )
-        now = Level(*(v[:-1] for v in levels))
+        now, _ = ends(levels)
         asks = asked(model, now, (self.wants[:, 0], self.wants[:, 1]))
         table = self._in_x(levels)
         return [Planned(self, ask, tuple(row[: k + 2])) for k, (ask, row) in enumerate(zip(asks, table.tolist()))]
@@ -173,7 +174,7 @@ class Plan:
         out = combine((newest_first[0] / now.alpha, x), *zip(newest_first[1:], (value, *carry)))
         return Step(out.to(x.dtype), (value, *carry)[: self.memory])
 
-    @property
+    @functools.cached_property
     def _newest_first(self) -> Tensor:
         """The weights with those of the values from the newest on, `[n, 1 + n]`."""
         n = self.steps
@@ -194,18 +195,18 @@ class Plan:
             times = solver.grid(process, times)
         levels = process.level(times)
         frame = getattr(solver, "frame", DATA)
-        now = Level(*(v[:-1] for v in levels))
+        now, _ = ends(levels)
         p, q = (v.expand_as(now.t) for v in plane(process, now, frame.want(process, now, 0.0)))
         symbols = _Symbols(process, torch.stack([p, q], 1))
-        points = [Level(*point) for point in zip(*(v.unbind() for v in levels))]
+        each = points(levels)
         n, x = len(now.t), torch.eye(1, 1 + len(now.t), dtype=torch.float64)
         # what a method makes of a known grid, if it makes anything of it, as the loop asks for it
         on = getattr(solver, "on", None)
         parts = (on(symbols, levels) if on is not None else ()) or [solver] * n
         if any(part.evals != 1 for part in parts):
             raise InvalidArgumentError(f"a plan has one evaluation a step, and some steps of {solver} have more")
-        found, carry = [x[0]], parts[0].init(symbols, x, points[0])
-        for part, here, there in zip(parts, points[:-1], points[1:]):
+        found, carry = [x[0]], parts[0].init(symbols, x, each[0])
+        for part, here, there in zip(parts, each[:-1], each[1:]):
             x, carry, _ = part.step(symbols, x, here, there, carry, None)
             found.append(x[0])
         rows = torch.stack(found) / levels.alpha[:, None] * levels.alpha[0]
@@ -264,24 +265,11 @@ _TENSORS = ("lams", "wants", "weights", "orders", "errors")
 
 
 @dataclass(frozen=True, eq=False)
-class Planned:
+class Planned(Known):
     """One step of a plan on a known grid: a network call and a linear combination with plain numbers."""
 
-    plan: Plan
     ask: Ask
     row: tuple[float, ...]
-    evals = 1
-    stochastic = False
-
-    @property
-    def memory(self) -> int:
-        """How many past evaluations the plan carries."""
-        return self.plan.memory
-
-    @property
-    def grid(self) -> Grid:
-        """The plan's own."""
-        return self.plan.grid
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[Tensor, ...]:
         """No values yet."""

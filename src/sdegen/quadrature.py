@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdegen.etas import ByLevel, Eta, StepEta
+from sdegen.etas import ByLevel, Eta, StepEta, of_step
 from sdegen.frames import DATA, Frame
 from sdegen.sde import Level
 
@@ -137,7 +137,7 @@ def weights(
     there are two or the others are far: 'exact' by its integral; 'midpoint' by its value in the middle of the step
     times I_0; 'flat' by its value at now times I_0 and, without the kernel, its slope times h^2/2. All agree to h^3.
     """
-    step_eta: Eta = eta(now, next) if callable(eta) else eta
+    step_eta = of_step(eta, now, next)
     inner = eta if isinstance(eta, ByLevel) and isinstance(frame, type(DATA)) else None
     a, start = frame.rate(step_eta), frame.clock(now)
     h = frame.clock(next) - start

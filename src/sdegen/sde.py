@@ -226,6 +226,11 @@ class ReverseSDE:
         return self.eta * self.sde.diffusion(x, as_time(t))
 
 
+def points(levels: Level) -> list[Level]:
+    """The single levels of one with fields `[n]`."""
+    return [Level(*point) for point in zip(*(v.unbind() for v in levels))]
+
+
 def check_level(level: object) -> None:
     """Raises InvalidTypeError unless `level` is a Level."""
     if not isinstance(level, Level):

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.grids import Grid, natural
 from sdegen.noise import NoiseSource
 from sdegen.process import Process
-from sdegen.sde import Level, Model, ReverseSDE
+from sdegen.sde import SDE, Level, Model, ReverseSDE
 from sdegen.tensors import expect_like, widen
 
 Carry = Any
@@ -41,6 +42,11 @@ def draw(noise: NoiseSource | None, x: Tensor, now: Level, next: Level, tag: int
     if noise is None:
         raise InvalidArgumentError("this solver draws noise: give a noise source, sd.White(sd.noise.seeds(0, B))")
     return widen(expect_like(noise(x, now, next, tag), x, "the noise source must return normals"))
+
+
+def between(process: SDE, t: Tensor, now: Level, next: Level) -> Level:
+    """The level of a stage at t, which is clamped into the step so that rounding never leaves the span."""
+    return process.level(t.clamp(torch.minimum(now.t, next.t), torch.maximum(now.t, next.t)))
 
 
 class Step(NamedTuple):

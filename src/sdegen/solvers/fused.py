@@ -60,17 +60,12 @@ class Ask(NamedTuple):
     on_x: float
     on_raw: float
 
-    def raw(self, model: Any, x: Tensor, level: Level) -> Tensor:
-        """A plain model's raw output `[B, *S]`."""
-        answer: Tensor = model.raw(x, level)
-        return answer
-
     def __call__(self, model: Any, x: Tensor, level: Level) -> Tensor:
         """The prediction `[B, *S]`."""
         if not plain(model):
             answer: Tensor = model(x, level, self.want)
             return answer
-        raw = self.raw(model, x, level)
+        raw = model.raw(x, level)
         if self.on_x == 0.0 and self.on_raw == 1.0:
             return raw.clone()  # kept as a past value, and a network may write its next output into the same memory
         return combine((self.on_x, x), (self.on_raw, raw)) if self.on_x else self.on_raw * widen(raw)
@@ -116,27 +111,22 @@ def _rows(steps: Weights) -> list[tuple[float, ...]]:
 
 
 @dataclass(frozen=True)
-class Fused:
-    """One step of a multistep method on a known grid.
-
-    predict and correct: the weight of x and those of the values, newest first; values that do not exist yet have none.
-    """
+class Known:
+    """One step of `method` on a known grid: what it does not say for itself is the method's."""
 
     method: Any
-    ask: Ask
-    predict: tuple[float, ...]
-    correct: tuple[float, ...]
-    spread: float | None
 
     @property
     def evals(self) -> int:
-        """One network evaluation."""
-        return 1
+        """Network evaluations in the step."""
+        evals: int = self.method.evals
+        return evals
 
     @property
     def stochastic(self) -> bool:
         """Whether the step draws noise."""
-        return self.spread is not None
+        stochastic: bool = self.method.stochastic
+        return stochastic
 
     @property
     def memory(self) -> int:
@@ -150,6 +140,23 @@ class Fused:
         grid: Grid = self.method.grid
         return grid
 
+    def init(self, model: Reverse, x: Tensor, now: Level) -> Any:
+        """The method's carry."""
+        return self.method.init(model, x, now)
+
+
+@dataclass(frozen=True)
+class Fused(Known):
+    """One step of a multistep method on a known grid.
+
+    predict and correct: the weight of x and those of the values, newest first; values that do not exist yet have none.
+    """
+
+    ask: Ask
+    predict: tuple[float, ...]
+    correct: tuple[float, ...]
+    spread: float | None
+
     def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
         """No past."""
         check_reverse(self.method, model, self.method.eta)
@@ -160,7 +167,7 @@ class Fused:
         if not self.method.memory and plain(model):
             # nothing is kept: the network's output goes into the step without the prediction made of it
             on_x, on_value = self.predict
-            raw = (on_value * self.ask.on_raw, self.ask.raw(model, x, now))
+            raw = (on_value * self.ask.on_raw, model.raw(x, now))
             out = combine((on_x + on_value * self.ask.on_x, x), raw)
             if self.spread is not None:
                 out = out + draw(noise, x, now, next) * self.spread

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.etas import Eta
+from sdegen.etas import of_step
 from sdegen.frames import DATA, Frame, check_frame
 from sdegen.grids import Grid, by_snr
 from sdegen.noise import NoiseSource
@@ -155,7 +155,7 @@ class Multistep:
                 "start anew with init() when the batch changes"
             )
         frame = self.frame
-        eta: Eta = self.eta(now, next) if callable(self.eta) else self.eta
+        eta = of_step(self.eta, now, next)
         value = frame.field(model, x, now, eta, unit=True)
         # a tensor of its own, as in init: in TIME the coordinate is the level's t, which the carry holds too
         nodes = (Node(frame.coordinate(now).clone(), value), *carry.nodes)
@@ -196,7 +196,7 @@ class Multistep:
         correct = None
         if self.nodes:
             correct = self._weights(*ends(now), at[1:, : self.nodes], 1)
-        eta: Eta = self.eta(now, next) if callable(self.eta) else self.eta
+        eta = of_step(self.eta, now, next)
         spread = self.frame.spread(model.process, now, next, eta) if self.stochastic else None
         want = self.frame.unit(model.process, now, eta)
         return fused(self, model, want, predict, correct, spread, now)

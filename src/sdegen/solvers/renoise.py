@@ -18,15 +18,43 @@ from sdegen.process import Process
 from sdegen.sde import Level, check_eta
 from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step, check_score_model, draw
 from sdegen.solvers.compose import Branch
-from sdegen.solvers.fused import Ask, Past, asked, ends
+from sdegen.solvers.fused import Ask, Known, Past, asked, ends
 from sdegen.solvers.multistep import History, Multistep
 from sdegen.solvers.runge_kutta import HEUN, RungeKutta
 from sdegen.solvers.singlestep import Singlestep
 from sdegen.tensors import combine, widen
 
 
+class _Around(OneStep):
+    """A solver around another: what it does not say for itself is the other's."""
+
+    solver: Any
+
+    @property
+    def evals(self) -> int:
+        """The solver's."""
+        evals: int = self.solver.evals
+        return evals
+
+    @property
+    def memory(self) -> int:
+        """The solver's."""
+        memory: int = self.solver.memory
+        return memory
+
+    @property
+    def grid(self) -> Grid:
+        """The solver's."""
+        grid: Grid = self.solver.grid
+        return grid
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> Carry:
+        """The solver's carry."""
+        return self.solver.init(model, x, now)
+
+
 @dataclass(frozen=True)
-class Churn(OneStep):
+class Churn(_Around):
     """Noise before every step: x is taken up from s to `s (1 + gamma)`, then the solver steps from there (EDM).
 
     `gamma = min(amount (u_now - u_next) / (u_max - u_min), sqrt(2) - 1)` with `u = s^(1/rho)`, `s = sigma/alpha`, where
@@ -52,12 +80,11 @@ class Churn(OneStep):
             raise InvalidArgumentError(f"churn needs 0 <= low < high, got low={self.low}, high={self.high}")
         if not (0 < self.inflate < math.inf and 0 < self.rho < math.inf):
             raise InvalidArgumentError(f"inflate and rho must be positive, got {self.inflate} and {self.rho}")
-        _refuse_memory(self, self.solver)
-
-    @property
-    def evals(self) -> int:
-        """The solver's."""
-        return self.solver.evals
+        if self.solver.memory:
+            raise InvalidArgumentError(
+                f"{self} moves x between steps, which makes the {self.solver.memory} past evaluations of {self.solver} "
+                "wrong; use a one-step method (heun(), ddim(), dpm(2))"
+            )
 
     @property
     def stochastic(self) -> bool:
@@ -72,15 +99,10 @@ class Churn(OneStep):
             return order
         return min(order, 2) if self.inflate == 1 or not self.amount else None
 
-    @property
-    def grid(self) -> Grid:
-        """The solver's."""
-        return self.solver.grid
-
     def init(self, model: Reverse, x: Tensor, now: Level) -> Carry:
         """The solver's carry."""
         check_score_model(self, model)
-        return self.solver.init(model, x, now)
+        return super().init(model, x, now)
 
     def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Carry, noise: NoiseSource | None) -> Step:
         """Up, then the solver's step down to `next`."""
@@ -99,11 +121,12 @@ class Churn(OneStep):
         gamma = torch.where((s >= self.low) & (s <= self.high), gamma, 0.0)
         gamma = torch.minimum(gamma, torch.expm1((now.lam - top).clamp(min=0.0)))
         t = torch.where(gamma > 0, process.at(now.lam - torch.log1p(gamma)).t.clamp(max=process.t_max), now.t)
-        return process.level(t), self.inflate * process.level(t).alpha * s * torch.sqrt(gamma * (2 + gamma))
+        up = process.level(t)
+        return up, self.inflate * up.alpha * s * torch.sqrt(gamma * (2 + gamma))
 
 
 @dataclass(frozen=True)
-class Ancestral(OneStep):
+class Ancestral(_Around):
     """A deterministic step that goes too far, to `s_down`, and noise back up to `s_next`.
 
     `s_up^2 = eta^2 s_next^2 (s_now^2 - s_next^2) / s_now^2`, at most s_next^2, `s_down^2 = s_next^2 - s_up^2`: with
@@ -134,11 +157,6 @@ class Ancestral(OneStep):
             raise InvalidArgumentError(f"eta must be in [0, 1], got {self.eta}: more noise than the posterior has")
 
     @property
-    def evals(self) -> int:
-        """The solver's."""
-        return self.solver.evals
-
-    @property
     def stochastic(self) -> bool:
         """Whether eta is not zero."""
         return self.eta > 0
@@ -147,15 +165,6 @@ class Ancestral(OneStep):
     def convergence(self) -> int:
         """The order of the law: the solver's, at most 2."""
         return min(self.solver.convergence, 2) if self.stochastic else self.solver.convergence
-
-    @property
-    def grid(self) -> Grid:
-        """The solver's."""
-        return self.solver.grid
-
-    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        """An empty carry."""
-        return self.solver.init(model, x, now)
 
     def step(
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
@@ -175,7 +184,7 @@ class Ancestral(OneStep):
 
 
 @dataclass(frozen=True)
-class Started(OneStep):
+class Started(_Around):
     """A multistep method whose first steps are a Runge-Kutta method's, so that it starts at its full order.
 
     `steps` of them (the history's length if None), in the method's own frame; what they evaluate at the beginning of a
@@ -203,11 +212,6 @@ class Started(OneStep):
             raise InvalidArgumentError(f"steps must be >= 1 or None, got {self.steps}")
 
     @property
-    def memory(self) -> int:
-        """The method's."""
-        return self.solver.memory
-
-    @property
     def convergence(self) -> int:
         """The method's order."""
         return self.solver.convergence
@@ -216,15 +220,6 @@ class Started(OneStep):
     def exact(self) -> tuple[str, ...]:
         """Data on which one step is exact: those that are so for both parts."""
         return tuple(data for data in self.solver.exact if data in self.start.exact)
-
-    @property
-    def grid(self) -> Grid:
-        """The method's."""
-        return self.solver.grid
-
-    def init(self, model: Reverse, x: Tensor, now: Level) -> History:
-        """The method's history."""
-        return self.solver.init(model, x, now)
 
     def step(
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: History, noise: NoiseSource | None
@@ -320,29 +315,16 @@ class ByLength(OneStep):
 
 
 @dataclass(frozen=True)
-class _First(OneStep):
+class _First(Known):
     """A Runge-Kutta step that leaves its first slope to a multistep method."""
 
-    start: RungeKutta
     keep: int
     ask: Ask
-
-    @property
-    def evals(self) -> int:
-        return self.start.evals
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
         return Past((), None, None)
 
     def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Past, noise: Any) -> Step:
         value = self.ask(model, x, now)
-        out = self.start.through(model, x, now, next, value)
+        out = self.method.through(model, x, now, next, value)
         return Step(out, Past((widen(value), *carry.values)[: self.keep], None, None))
-
-
-def _refuse_memory(outer: object, solver: Solver) -> None:
-    if solver.memory:
-        raise InvalidArgumentError(
-            f"{outer} moves x between steps, which makes the {solver.memory} past evaluations of {solver} wrong; use a "
-            "one-step method (heun(), ddim(), dpm(2))"
-        )

@@ -12,9 +12,9 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.frames import SIGMA, Frame, check_frame, refuse_grouped
 from sdegen.grids import Grid, karras
 from sdegen.noise import NoiseSource
-from sdegen.sde import Level, ReverseSDE
-from sdegen.solvers.base import OneStep, Reverse, Solver, Step, check_reverse
-from sdegen.solvers.fused import Ask, asked, ends, numbers
+from sdegen.sde import Level, ReverseSDE, points
+from sdegen.solvers.base import OneStep, Reverse, Solver, Step, between, check_reverse
+from sdegen.solvers.fused import Ask, Known, asked, ends, numbers
 from sdegen.tensors import combine
 
 
@@ -120,34 +120,22 @@ class RungeKutta(OneStep):
         for level, row in zip([*here, next], [*self.tableau.a, self.tableau.b]):
             scale = frame.scale(level)
             rows.append(numbers(torch.stack([scale * into, *(scale * weight * h for weight in row)], -1)))
-        points = zip(*(zip(*(v.unbind() for v in level)) for level in here))
-        steps = zip(points, zip(*asks), zip(*rows))
-        return [_Known(self, tuple(Level(*v) for v in point), ask, row) for point, ask, row in steps]
+        return [_Known(self, *parts) for parts in zip(zip(*map(points, here)), zip(*asks), zip(*rows))]
 
     def _stage(self, model: Reverse, now: Level, next: Level, tau: Tensor, c: float) -> Level:
-        """The level of a stage, its time clamped into the step so that rounding never leaves the span."""
+        """The level of the stage at the share c of the step, at the clock tau."""
         if c in (0.0, 1.0):
             return next if c else now
-        process = model.process
-        t = self.frame.level(process, tau).t
-        return process.level(t.clamp(torch.minimum(now.t, next.t), torch.maximum(now.t, next.t)))
+        return between(model.process, self.frame.level(model.process, tau).t, now, next)
 
 
 @dataclass(frozen=True)
-class _Known(OneStep):
+class _Known(Known):
     """One step on a known grid: the levels of the stages, and the weights of x and the slopes, row by row."""
 
-    method: RungeKutta
     levels: tuple[Level, ...]
     asks: tuple[Ask, ...]
     rows: tuple[list[float], ...]
-
-    @property
-    def evals(self) -> int:
-        return self.method.evals
-
-    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        return self.method.init(model, x, now)
 
     def step(
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.etas import ByLevel, Eta
+from sdegen.etas import ByLevel, of_step
 from sdegen.frames import DATA, Frame, check_frame, refuse_grouped
 from sdegen.grids import Grid, by_snr
 from sdegen.noise import NoiseSource
 from sdegen.process import Process
 from sdegen.quadrature import weights
-from sdegen.sde import Level, ReverseSDE, check_eta
-from sdegen.solvers.base import OneStep, Reverse, Solver, Step, check_reverse, check_score_model, draw
-from sdegen.solvers.fused import Ask, asked, ends, numbers, vectorised
+from sdegen.sde import Level, ReverseSDE, check_eta, points
+from sdegen.solvers.base import OneStep, Reverse, Solver, Step, between, check_reverse, check_score_model, draw
+from sdegen.solvers.fused import Ask, Known, asked, ends, numbers, vectorised
 from sdegen.tensors import combine
 
 
@@ -109,7 +109,7 @@ class Singlestep(OneStep):
     ) -> Step:
         """All stages, then the step."""
         process = check_score_model(self, model).process
-        eta: Eta = self.eta(now, next) if callable(self.eta) else self.eta
+        eta = of_step(self.eta, now, next)
 
         def ask(k: int, x: Tensor, level: Level) -> Tensor:
             return self.frame.field(model, x, level, eta, unit=True)
@@ -125,13 +125,13 @@ class Singlestep(OneStep):
             at = torch.stack([self.frame.coordinate(levels[j]) for j in which], -1)
             # an eta of the step is that of its stages; one of the level is its mean over each leg
             inner = isinstance(self.eta, ByLevel) and isinstance(self.frame, type(DATA))
-            eta = self.eta if inner or not callable(self.eta) else self.eta(now, next)
+            eta = self.eta if inner else of_step(self.eta, now, next)
             part = weights(self.frame, eta, now, level, at, unit=True)
             left, spread = torch.ones_like(now.lam), torch.zeros_like(now.lam)
-            if self.stochastic and level is not levels[-1]:
-                left = weights(self.frame, eta, levels[-1], level, at[..., :1], unit=True).decay
-                spread = self.frame.spread(process, levels[-1], level, eta(levels[-1], level) if callable(eta) else eta)
             fresh = level is not levels[-1]
+            if self.stochastic and fresh:
+                left = weights(self.frame, eta, levels[-1], level, at[..., :1], unit=True).decay
+                spread = self.frame.spread(process, levels[-1], level, of_step(eta, levels[-1], level))
             yield _Leg(level, which, part.decay, part.nodes.unbind(-1), left, spread, fresh)
             levels.append(level)
 
@@ -143,7 +143,7 @@ class Singlestep(OneStep):
         if not vectorised(self.eta, now, next):
             return ()
         legs = list(self._legs(check_score_model(self, model).process, now, next))
-        eta: Eta = self.eta(now, next) if callable(self.eta) else self.eta
+        eta = of_step(self.eta, now, next)
         here = [now, *(leg.level for leg in legs[:-1])]
         asks = [asked(model, level, self.frame.unit(model.process, level, eta)) for level in here]
         steps = zip(zip(*map(_split, legs)), zip(*asks))
@@ -151,17 +151,15 @@ class Singlestep(OneStep):
 
 
 def _inside(process: Process, now: Level, next: Level, c: float) -> Level:
-    """The level at the share c of the way in lam, its time clamped into the step so that rounding cannot leave it."""
-    t = process.at(now.lam + c * (next.lam - now.lam)).t
-    return process.level(t.clamp(torch.minimum(now.t, next.t), torch.maximum(now.t, next.t)))
+    """The level at the share c of the way in lam."""
+    return between(process, process.at(now.lam + c * (next.lam - now.lam)).t, now, next)
 
 
 def _split(leg: _Leg) -> list[_Leg]:
     """Legs of single steps, with plain numbers, from those of all steps."""
-    levels = [Level(*point) for point in zip(*(v.unbind() for v in leg.level))]
     nodes = zip(*(numbers(w) for w in leg.nodes))
     parts = zip(numbers(leg.decay), nodes, numbers(leg.left), numbers(leg.spread))
-    return [_Leg(level, leg.which, *part, leg.fresh) for level, part in zip(levels, parts)]
+    return [_Leg(level, leg.which, *part, leg.fresh) for level, part in zip(points(leg.level), parts)]
 
 
 def _run(
@@ -183,23 +181,11 @@ def _run(
 
 
 @dataclass(frozen=True)
-class _Known(OneStep):
-    """One step on a known grid."""
+class _Known(Known):
+    """One step on a known grid: its legs, and what the network is asked at the beginning of each."""
 
-    method: Singlestep
     legs: Sequence[_Leg]
     asks: Sequence[Ask]
-
-    @property
-    def evals(self) -> int:
-        return self.method.evals
-
-    @property
-    def stochastic(self) -> bool:
-        return self.method.stochastic
-
-    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        return self.method.init(model, x, now)
 
     def step(
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
