@@ -15,6 +15,7 @@ import torchdiffeq
 import torchsde
 
 import sdegen as sd
+from sdegen import adapters
 
 STEPS = 50
 SMALL, LARGE = (16, 2), (256, 3072)
@@ -84,8 +85,8 @@ def test_rk4_on_the_flow(benchmark, name):
     if name == "sdegen":
         benchmark(sd.solve, flow, x, sd.Fixed(times), sd.RungeKutta(sd.RK4, sd.TIME))
     else:
-        rk4 = {"method": "rk4"}
-        benchmark(lambda: torchdiffeq.odeint(lambda t, y: flow.drift(y, t), x, times, **rk4)[-1])
+        function = adapters.for_torchdiffeq(flow)
+        benchmark(lambda: torchdiffeq.odeint(function, x, times, method="rk4")[-1])
 
 
 @pytest.mark.parametrize("name", ["sdegen", "torchsde"])
@@ -98,17 +99,9 @@ def test_euler_maruyama_on_the_reverse_sde(benchmark, name):
         benchmark(sd.solve, reverse, x, sd.Fixed(sd.grids.by_time(VP, STEPS)), sd.euler_maruyama(), noise=noise)
         return
 
-    class Backwards:
-        sde_type, noise_type = "ito", "diagonal"
-
-        def f(self, s, y):
-            return -reverse.drift(y, 1.001 - s)
-
-        def g(self, s, y):
-            return reverse.diffusion(y, 1.001 - s).expand(y.shape)
-
-    ts = torch.tensor([VP.t_min, VP.t_max])
-    benchmark(lambda: torchsde.sdeint(Backwards(), x, ts, method="euler", dt=(1 - 1e-3) / STEPS)[-1])
+    problem = adapters.for_torchsde(reverse, (64,))
+    ts = torch.tensor([-VP.t_max, -VP.t_min])
+    benchmark(lambda: torchsde.sdeint(problem, x, ts, method="euler", dt=(1 - 1e-3) / STEPS)[-1])
 
 
 @pytest.mark.parametrize("kind", ["isotropic", "full", "low rank", "empirical"])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from problems import F64, PROCESSES, gaussian, mixture
 
 import sdegen as sd
+from sdegen import adapters
 from sdegen.testing import check_process
 
 processes = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
@@ -216,31 +215,21 @@ def test_reverse_sde_runs_in_torchsde_and_torchdiffeq():
     model = mixture(vp)
     x = vp.prior(sd.noise.seeds(0, 8), (2,), F64)
     flow = vp.probability_flow(model)
-    theirs = torchdiffeq.odeint(lambda t, y: flow.drift(y, t), x, torch.tensor([1.0, 0.05], dtype=F64), rtol=1e-9)[-1]
+    ends = torch.tensor([1.0, 0.05], dtype=F64)
+    theirs = torchdiffeq.odeint(adapters.for_torchdiffeq(flow), x, ends, rtol=1e-9)[-1]
     ours = sd.solve(flow, x, sd.grids.by_time(vp, 400), sd.RungeKutta(sd.RK4, sd.TIME)).x
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
     reverse = vp.reverse(model)
+    problem = adapters.for_torchsde(reverse, (2,))
+    times = sd.grids.by_time(vp, 50)
+    path = torchsde.BrownianInterval(-1.0, -0.05, size=x.shape, dtype=F64, entropy=7)
+    theirs = torchsde.sdeint(problem, x, problem.times(times), bm=path, method="euler", dt=0.95 / 50)[-1]
 
-    class Backwards:
-        sde_type, noise_type = "ito", "diagonal"
+    def recorded(x, now, next, tag=0):
+        return path(-now.t, -next.t) / torch.sqrt(now.t - next.t)
 
-        def f(self, s, y):
-            return -reverse.drift(y, 1.05 - s)
-
-        def g(self, s, y):
-            return reverse.diffusion(y, 1.05 - s).expand(y.shape)
-
-    ts = 1.05 - sd.grids.by_time(vp, 50)
-    path = torchsde.BrownianInterval(0.05, 1.0, size=x.shape, dtype=F64, entropy=7)
-    theirs = torchsde.sdeint(Backwards(), x, ts, bm=path, method="euler", dt=0.95 / 50)[-1]
-
-    class Path:
-        def __call__(self, x, now, next, tag=0):
-            a, b = 1.05 - float(now.t), 1.05 - float(next.t)
-            return path(a, b) / math.sqrt(b - a)
-
-    ours = sd.solve(reverse, x, sd.grids.by_time(vp, 50), sd.euler_maruyama(), noise=Path()).x
+    ours = sd.solve(reverse, x, times, sd.euler_maruyama(), noise=recorded).x
     # their times are sums of dt, off by 1e-16: increments of the path over such gaps are 1e-8
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 

@@ -1,8 +1,9 @@
 """Numerical SDE/ODE solvers for score-based generative models, with pluggable scores: `import sdegen as sd`."""
 
-from sdegen import frames, grids, guidance, model, noise, quadrature
+from sdegen import adapters, frames, grids, guidance, model, noise, quadrature
+from sdegen.brownian import Brownian, data_clock, sigma_clock
 from sdegen.calibrate import calibrate
-from sdegen.control import Controller, Fixed, Restart
+from sdegen.control import PI, Controller, Fixed, Restart
 from sdegen.errors import (
     InvalidArgumentError,
     InvalidTypeError,
@@ -15,12 +16,18 @@ from sdegen.errors import (
 from sdegen.etas import DDIMEta, ERSDEEta, Window
 from sdegen.frames import ANGLE, DATA, FLOW, NOISE, SIGMA, TIME, WIENER, Frame
 from sdegen.guidance import dynamic_threshold, map_data, static_threshold
+from sdegen.linear import CLD, OU, LinearScore, LinearSDE
 from sdegen.methods import (
+    adams,
+    adaptive_heun,
     ancestral,
+    bogacki_shampine,
     ddim,
     ddpm,
     default,
     deis,
+    dopri5,
+    dopri8,
     dpm,
     dpm_ancestral,
     dpmpp,
@@ -30,6 +37,7 @@ from sdegen.methods import (
     er_sde,
     euler_maruyama,
     heun,
+    heun_euler,
     ipndm,
     lms,
     milstein,
@@ -41,6 +49,7 @@ from sdegen.methods import (
     seeds,
     stochastic_heun,
     stochastic_runge_kutta,
+    tsit5,
     unipc,
 )
 from sdegen.mixtures import Gaussian, GaussianMixture
@@ -52,14 +61,16 @@ from sdegen.process import Process
 from sdegen.processes import EDM, VE, VP, Cosine, DiscreteVP, Flow, SubVP
 from sdegen.quadrature import Node, integrate
 from sdegen.sample import edit, encode, sample
-from sdegen.sde import SDE, Level, ReverseSDE
+from sdegen.sde import SDE, ForwardSDE, Level, ReverseSDE
 from sdegen.solution import STOP, Progress, Solution, Status
 from sdegen.solve import solve
+from sdegen.solvers.adams import Adams
+from sdegen.solvers.adaptive import EmbeddedHeun
 from sdegen.solvers.base import OneStep, Solver, Step
 from sdegen.solvers.compose import PC, BatchCoupledLangevin, Langevin
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.renoise import Ancestral, ByLength, Churn, Started
-from sdegen.solvers.runge_kutta import EULER, HEUN, MIDPOINT, RK4, RungeKutta, Tableau
+from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.singlestep import Singlestep
 from sdegen.solvers.stochastic import (
     EulerMaruyama,
@@ -68,6 +79,18 @@ from sdegen.solvers.stochastic import (
     StochasticHeun,
     StochasticRungeKutta,
 )
+from sdegen.solvers.tableaus import (
+    BOGACKI_SHAMPINE,
+    DOPRI5,
+    DOPRI8,
+    EULER,
+    HEUN,
+    HEUN_EULER,
+    MIDPOINT,
+    RK4,
+    TSIT5,
+    Tableau,
+)
 from sdegen.tensors import combine
 from sdegen.trajectory import Trajectory
 
@@ -75,24 +98,34 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ANGLE",
+    "BOGACKI_SHAMPINE",
+    "CLD",
     "DATA",
+    "DOPRI5",
+    "DOPRI8",
     "EDM",
     "EULER",
     "FLOW",
     "HEUN",
+    "HEUN_EULER",
     "MIDPOINT",
     "NOISE",
+    "OU",
     "PC",
+    "PI",
     "RK4",
     "SDE",
     "SIGMA",
     "STOP",
     "TIME",
+    "TSIT5",
     "VE",
     "VP",
     "WIENER",
+    "Adams",
     "Ancestral",
     "BatchCoupledLangevin",
+    "Brownian",
     "ByLength",
     "Churn",
     "Controller",
@@ -100,9 +133,11 @@ __all__ = [
     "DDIMEta",
     "DiscreteVP",
     "ERSDEEta",
+    "EmbeddedHeun",
     "EulerMaruyama",
     "Fixed",
     "Flow",
+    "ForwardSDE",
     "Frame",
     "Gaussian",
     "GaussianMixture",
@@ -110,6 +145,8 @@ __all__ = [
     "InvalidTypeError",
     "Langevin",
     "Level",
+    "LinearSDE",
+    "LinearScore",
     "Milstein",
     "Moments",
     "Multistep",
@@ -142,13 +179,20 @@ __all__ = [
     "Trajectory",
     "White",
     "Window",
+    "adams",
+    "adapters",
+    "adaptive_heun",
     "ancestral",
+    "bogacki_shampine",
     "calibrate",
     "combine",
+    "data_clock",
     "ddim",
     "ddpm",
     "default",
     "deis",
+    "dopri5",
+    "dopri8",
     "dpm",
     "dpm_ancestral",
     "dpmpp",
@@ -164,6 +208,7 @@ __all__ = [
     "grids",
     "guidance",
     "heun",
+    "heun_euler",
     "integrate",
     "ipndm",
     "lms",
@@ -179,9 +224,11 @@ __all__ = [
     "sa_solver",
     "sample",
     "seeds",
+    "sigma_clock",
     "solve",
     "static_threshold",
     "stochastic_heun",
     "stochastic_runge_kutta",
+    "tsit5",
     "unipc",
 ]

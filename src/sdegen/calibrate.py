@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.checks import check_parts, warn_caller, warn_if_training
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
+from sdegen.checks import check_parts, warn_if_training
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords, warn_caller
 from sdegen.fitting import fitted, tried
 from sdegen.grids import check_steps
 from sdegen.knots import Residuals, blend, density, equidistributed, karras_lams
 from sdegen.methods import default
 from sdegen.pilot import ELEMENTS, F64, Path, Probe, adams, span, trace
 from sdegen.plan import Plan
-from sdegen.sample import place
 from sdegen.sde import ReverseSDE
+from sdegen.starts import place
 
 _LONGEST = 64
 _TOP = 20

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.control import Fixed
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable
-from sdegen.sde import ReverseSDE
+from sdegen.brownian import Brownian
+from sdegen.control import PI, Fixed
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable, warn_caller
+from sdegen.sde import ForwardSDE, ReverseSDE
 from sdegen.tensors import finite_rows
 
 
@@ -35,7 +33,8 @@ def check_parts(model: Any, solver: Any, observe: Any) -> None:
 def check_solve(model: Any, x: Any, control: Any, solver: Any, noise: Any, on_failure: str, observe: Any) -> None:
     """Raises on any mistake in the arguments of `solve`."""
     check_parts(model, solver, observe)
-    if not all(hasattr(control, name) for name in ("init", "running", "update")):
+    adaptive = isinstance(control, PI)
+    if not (adaptive or all(hasattr(control, name) for name in ("init", "running", "update"))):
         raise InvalidTypeError(
             f"control must be a controller or times, got {control!r}; a grid is called: sd.grids.karras(process, n)"
         )
@@ -44,20 +43,45 @@ def check_solve(model: Any, x: Any, control: Any, solver: Any, noise: Any, on_fa
     check_state(x)
     if hasattr(model, "check_batch"):
         model.check_batch(x.shape[0])
+    _check_direction(model, control, solver)
     restarts = getattr(control, "passes", 1) > 1
     if not (solver.stochastic or restarts):
         return
     if noise is None:
         raise InvalidArgumentError(
-            f"{'a Restart' if restarts else solver} draws noise: give noise=sd.White(seeds), with "
+            f"{'a Restart' if restarts else solver} draws noise: give "
+            f"noise=sd.{'Brownian(seeds, process)' if adaptive else 'White(seeds)'}, with "
             f"seeds=sd.noise.seeds(0, {x.shape[0]})"
+        )
+    if adaptive and not isinstance(noise, Brownian):
+        raise InvalidArgumentError(
+            f"adaptive steps with noise need a Brownian path, sd.Brownian(seeds, process), got {noise!r}: a step that "
+            "is rejected for the noise it met, and tried again with fresh noise, would bias the law of the samples"
         )
     seeds = getattr(noise, "seeds", None)
     if isinstance(noise, type) or (isinstance(seeds, Tensor) and len(seeds) != x.shape[0]):
         got = f"{len(seeds)} seeds" if isinstance(seeds, Tensor) else repr(noise)
         raise InvalidArgumentError(f"noise must be a source with one seed per row of x, {x.shape[0]}; got {got}")
-    if isinstance(control, Fixed) and not control.towards_data:
-        raise InvalidArgumentError(f"{solver} is stochastic and runs only towards data: times must decrease")
+
+
+def _check_direction(model: Any, control: Any, solver: Any) -> None:
+    """Raises where noise, or a forward SDE, would run the wrong way in time."""
+    forward = isinstance(model, ForwardSDE)
+    if isinstance(control, PI):
+        towards_data = control.towards_data(model.process)
+    elif isinstance(control, Fixed):
+        towards_data = control.towards_data
+    else:
+        return
+    if forward != towards_data:
+        return
+    if forward:
+        raise InvalidArgumentError("a forward SDE runs from data to noise: times must increase; see sde.reverse(score)")
+    if solver.stochastic:
+        raise InvalidArgumentError(
+            f"{solver} is stochastic and runs only towards data: times must decrease (sde.as_forward() is the forward "
+            "SDE, whose times increase)"
+        )
 
 
 def check_state(x: Any) -> None:
@@ -92,12 +116,3 @@ def network(model: Any) -> torch.nn.Module | None:
     source = getattr(model, "score", model)
     found = source if isinstance(source, torch.nn.Module) else getattr(source, "module", None)
     return found if isinstance(found, torch.nn.Module) else None
-
-
-def warn_caller(message: str) -> None:
-    """A warning at the line that called the library, however many of its functions and decorators lie between."""
-    inside = (os.path.dirname(__file__), os.path.dirname(torch.__file__))
-    frame, depth = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_back.f_code.co_filename.startswith(inside):
-        frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, stacklevel=depth + 1)

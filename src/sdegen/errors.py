@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import os
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -134,3 +137,12 @@ def call_score(
             )
         out = out.to(x.dtype)
     return out
+
+
+def warn_caller(message: str) -> None:
+    """A warning at the line that called the library, however many of its functions and decorators lie between."""
+    inside = (os.path.dirname(__file__), os.path.dirname(torch.__file__))
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_back.f_code.co_filename.startswith(inside):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, stacklevel=depth + 1)

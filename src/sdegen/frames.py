@@ -32,7 +32,7 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.etas import Eta
 from sdegen.process import Process
 from sdegen.sde import SDE, Level, Model, ReverseSDE
-from sdegen.tensors import combine, like, softplus
+from sdegen.tensors import combine, length, like, softplus
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,11 +45,16 @@ def seventh_root(lam: Tensor) -> Tensor:
     return torch.exp(-lam / 7)
 
 
+def log_snr(lam: Tensor) -> Tensor:
+    """lam itself, a variable to interpolate N in where the clock squeezes small levels together."""
+    return lam
+
+
 @dataclass(frozen=True)
 class Frame:
     """A frame of the table above; calling one returns it with other options, `ANGLE(sigma_data=0.5)`.
 
-    `variable`, a function of lam, is what N is interpolated in, where that is not the clock: `lambda lam: lam` for
+    `variable`, a function of lam, is what N is interpolated in, where that is not the clock: `sd.frames.log_snr` for
     polynomials in log-SNR, `sd.frames.seventh_root` for `(sigma/alpha)^(1/7)`.
     """
 
@@ -259,10 +264,10 @@ class _OfWidth(Frame):
 @dataclass(frozen=True, repr=False)
 class _Angle(_OfWidth):
     def scale(self, level: Level) -> Tensor:
-        return torch.hypot(level.alpha * self.sigma_data, level.sigma)
+        return length(level.alpha * self.sigma_data, level.sigma)
 
     def clock(self, level: Level) -> Tensor:
-        return torch.atan2(level.sigma, level.alpha * self.sigma_data)
+        return torch.atan(level.sigma / (level.alpha * self.sigma_data))
 
     def tau(self, lam: Tensor) -> Tensor:
         return torch.atan(torch.exp(-lam) / self.sigma_data)
@@ -276,7 +281,7 @@ class _Angle(_OfWidth):
 
     def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
         s = level.sigma / level.alpha
-        n = torch.hypot(s, torch.full_like(s, self.sigma_data))
+        n = length(s, self.sigma_data)
         return -s / (n * self.sigma_data), self.sigma_data / n + eta * eta * n / self.sigma_data
 
     def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
@@ -310,7 +315,7 @@ class _Wiener(_OfWidth):
 
     def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
         s = next.sigma / next.alpha
-        n = torch.hypot(s, torch.full_like(s, self.sigma_data))
+        n = length(s, self.sigma_data)
         return next.alpha * n * torch.sqrt(-torch.expm1(-2 * eta * eta * (self.clock(next) - self.clock(now))))
 
 

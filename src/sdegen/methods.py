@@ -6,15 +6,18 @@ import math
 
 from sdegen.errors import InvalidArgumentError
 from sdegen.etas import DDIMEta, ERSDEEta, Window
-from sdegen.frames import ANGLE, DATA, NOISE, SIGMA, Frame, seventh_root
+from sdegen.frames import ANGLE, DATA, NOISE, SIGMA, WIENER, Frame, log_snr, seventh_root
 from sdegen.grids import angular, karras, natural
+from sdegen.solvers.adams import Adams
+from sdegen.solvers.adaptive import EmbeddedHeun
 from sdegen.solvers.base import Solver
 from sdegen.solvers.compose import PC, BatchCoupledLangevin, Langevin
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.renoise import Ancestral, ByLength, Churn, Started
-from sdegen.solvers.runge_kutta import EULER, HEUN, RK4, RungeKutta
+from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.singlestep import Singlestep
 from sdegen.solvers.stochastic import EulerMaruyama, Milstein, ReverseDiffusion, StochasticHeun, StochasticRungeKutta
+from sdegen.solvers.tableaus import BOGACKI_SHAMPINE, DOPRI5, DOPRI8, EULER, HEUN, HEUN_EULER, RK4, TSIT5
 
 
 def _order(name: str, order: int, top: int) -> int:
@@ -267,3 +270,48 @@ def default() -> Solver:
     orders = ((1, 3, False), (11, 4, False), (40, 4, True))
     methods = tuple((least, Multistep(order, frame, correct=correct)) for least, order, correct in orders)
     return ByLength(methods, grid=angular)
+
+
+def adams(order: int | None = None, sigma_data: float = 1.0, eta: float = 0.0) -> Adams:
+    """Adaptive steps and orders, one evaluation per attempt: what `sample(tol=...)` takes, in ANGLE and log-SNR.
+
+    order: the highest, 6 if None. sigma_data: the scale of the data (EDM's networks: 0.5). eta > 0: in WIENER, with the
+    noise of a Brownian path and, if None, one past value (docs/adaptive.md compares them). No peer has it;
+    torchdiffeq's implicit_adams is of the kind, in t and for the whole batch.
+    """
+    if eta:
+        return Adams(1 if order is None else order, WIENER(sigma_data=sigma_data), eta)
+    return Adams(6 if order is None else order, ANGLE(sigma_data=sigma_data, variable=log_snr))
+
+
+def dopri5(frame: Frame = ANGLE) -> RungeKutta:
+    """Dormand and Prince's pair of order 5(4): torchdiffeq's and torchode's dopri5, scipy's RK45; six evaluations."""
+    return RungeKutta(DOPRI5, frame)
+
+
+def tsit5(frame: Frame = ANGLE) -> RungeKutta:
+    """Tsitouras's pair of order 5(4): torchode's and diffrax's Tsit5; six evaluations."""
+    return RungeKutta(TSIT5, frame)
+
+
+def dopri8(frame: Frame = ANGLE) -> RungeKutta:
+    """Dormand and Prince's method of order 8, two errors: torchdiffeq's dopri8, scipy's DOP853; twelve evaluations."""
+    return RungeKutta(DOPRI8, frame)
+
+
+def bogacki_shampine(frame: Frame = ANGLE) -> RungeKutta:
+    """Bogacki and Shampine's pair of order 3(2): torchdiffeq's bosh3, scipy's RK23; three evaluations."""
+    return RungeKutta(BOGACKI_SHAMPINE, frame)
+
+
+def heun_euler(frame: Frame = ANGLE) -> RungeKutta:
+    """Heun's method with Euler's inside, 2(1): torchdiffeq's adaptive_heun; two evaluations."""
+    return RungeKutta(HEUN_EULER, frame)
+
+
+def adaptive_heun(eta: float = 1.0) -> EmbeddedHeun:
+    """Adaptive steps in t on any reverse SDE: Heun's step, its difference to Euler-Maruyama's the error.
+
+    Jolicoeur-Martineau et al. 2021, alg. 1, with its tolerances in `sd.PI`; rejected steps stay on the Brownian path.
+    """
+    return EmbeddedHeun(eta)

@@ -18,24 +18,19 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidTypeError, ScoreError
-from sdegen.frames import ANGLE, Frame
+from sdegen.frames import ANGLE, Frame, log_snr
 from sdegen.model import convert, plane
 from sdegen.plan import Plan
 from sdegen.process import Process
 from sdegen.sde import Level
 from sdegen.solvers.multistep import Multistep
-from sdegen.tensors import finite_rows
+from sdegen.tensors import finite_rows, length
 
 F64 = torch.float64
 _GAUSS = tuple(torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(8))
 _NODES = 4
 ELEMENTS = 1 << 14
 _STREAM = 1 << 40
-
-
-def log_snr(lam: Tensor) -> Tensor:
-    """The variable in which pilots and plans interpolate."""
-    return lam
 
 
 def angle(scale: float) -> Frame:
@@ -51,7 +46,7 @@ def levels(lams: Tensor) -> Level:
 
 def norms(lams: Tensor, scale: float) -> Tensor:
     """`n = hypot(s, scale)`, with `y = n z`."""
-    return torch.hypot(torch.exp(-lams), torch.full_like(lams, scale))
+    return length(torch.exp(-lams), scale)
 
 
 @dataclass

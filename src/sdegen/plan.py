@@ -207,7 +207,7 @@ class Plan:
             raise InvalidArgumentError(f"a plan has one evaluation a step, and some steps of {solver} have more")
         found, carry = [x[0]], parts[0].init(symbols, x, each[0])
         for part, here, there in zip(parts, each[:-1], each[1:]):
-            x, carry, _ = part.step(symbols, x, here, there, carry, None)
+            x, carry = part.step(symbols, x, here, there, carry, None)[:2]
             found.append(x[0])
         rows = torch.stack(found) / levels.alpha[:, None] * levels.alpha[0]
         keep = rows[1:, 0] / rows[:-1, 0]

@@ -61,7 +61,14 @@ class Process(SDE):
             middle = (low + high) / 2
             before = self.level(middle).lam > lam
             low, high = torch.where(before, middle, low), torch.where(before, high, middle)
-        return (low + high) / 2
+        found = (low + high) / 2
+        own = self.level(found).lam
+        if not (torch.is_grad_enabled() and (own.requires_grad or lam.requires_grad)):
+            return found
+        # a step of Newton's method, of no length but with the derivatives that halving has not
+        level, (d_alpha, d_sigma) = self.level(found), self.rates(found)
+        slope = (d_alpha / level.alpha - d_sigma / level.sigma).detach()
+        return found.detach() - (self.level(found.detach()).lam - lam) / slope
 
     def at(self, lam: Tensor | float) -> Level:
         """The level at which `log(alpha/sigma) = lam`, lam `[]` or `[B]`."""

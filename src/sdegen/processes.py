@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
 from sdegen.process import Process
-from sdegen.tensors import as_time, softplus
+from sdegen.tensors import as_time, length, softplus
 
 
 def _check_range(name: str, low: float, high: float, top: float = math.inf) -> None:
@@ -203,7 +203,7 @@ class Cosine(_VariancePreserving):
         log_alpha, log_sigma = -softplus(-2 * lam) / 2, -softplus(2 * lam) / 2
         start = self.s * self._scale
         alpha = log_alpha.exp()
-        u = torch.atan2(torch.hypot(log_sigma.exp(), math.sin(start) * alpha), math.cos(start) * alpha)
+        u = torch.atan(length(log_sigma.exp(), math.sin(start) * alpha) / (math.cos(start) * alpha))
         return u / self._scale - self.s
 
 

@@ -90,14 +90,19 @@ def _newton(moments: list[Tensor], us: Tensor) -> list[Tensor]:
 
 def _weights(integrals: Tensor, us: Tensor) -> tuple[Tensor, Tensor]:
     """Node weights `[..., m]` from the I_k `[..., m]`, and the part of the last Newton term."""
-    m = us.shape[-1]
-    if m == 1:
+    if us.shape[-1] == 1:
         return integrals, integrals
+    terms = _terms(integrals, us)
+    return terms.sum(-1), terms[..., -1]
+
+
+def _terms(integrals: Tensor, us: Tensor) -> Tensor:
+    """The weights `[..., j, k]` of node j in the k-th Newton term."""
+    m = us.shape[-1]
     same, later = _SAME[:m, :m].to(us.device), _LATER[:m, :m].to(us.device)
     gaps = us[..., :, None] - us[..., None, :]
     products = torch.cumprod(torch.where(same, 1.0, gaps), -1)  # [j, k] = prod_{i<=k, i!=j} (u_j - u_i)
-    terms = torch.where(later, integrals[..., None, :] / products, 0.0)
-    return terms.sum(-1), terms[..., -1]
+    return torch.where(later, integrals[..., None, :] / products, 0.0)
 
 
 def quadrature(a: Eta, h: Tensor, us: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,8 +142,44 @@ def weights(
     there are two or the others are far: 'exact' by its integral; 'midpoint' by its value in the middle of the step
     times I_0; 'flat' by its value at now times I_0 and, without the kernel, its slope times h^2/2. All agree to h^3.
     """
+    integrals = _integrals(frame, eta, now, next, at, pair)
+    nodes, last = _weights(integrals, at)
+    decay, scale = _outside(frame, eta, now, next, unit)
+    return Weights(decay, scale[..., None] * nodes, scale[..., None] * last)
+
+
+def newton(
+    frame: Frame, eta: Eta | StepEta, now: Level, next: Level, at: Tensor, *, unit: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The decay `[...]` of `weights`, and its node weights term by term: `[..., j, k]`, of node j in Newton term k.
+
+    The sum over k < n is the step through the first n nodes, and term n its difference to the one through n + 1.
+    """
+    decay, scale = _outside(frame, eta, now, next, unit)
+    return decay, scale[..., None, None] * _terms(_integrals(frame, eta, now, next, at, "exact"), at)
+
+
+def _outside(frame: Frame, eta: Eta | StepEta, now: Level, next: Level, unit: bool) -> tuple[Tensor, Tensor]:
+    """What a step multiplies x and the integral with."""
     step_eta = of_step(eta, now, next)
-    inner = eta if isinstance(eta, ByLevel) and isinstance(frame, type(DATA)) else None
+    a, scale = frame.rate(step_eta), frame.scale(next)
+    decay = scale / frame.scale(now)
+    if not (isinstance(a, float) and a == 0.0):
+        decay = decay * torch.exp(a * (frame.clock(next) - frame.clock(now)))
+    if unit and _inner(eta, frame) is None:
+        scale = scale * frame.gain(step_eta)
+    return decay, scale
+
+
+def _inner(eta: Eta | StepEta, frame: Frame) -> ByLevel | None:
+    """An eta that changes inside of a step."""
+    return eta if isinstance(eta, ByLevel) and isinstance(frame, type(DATA)) else None
+
+
+def _integrals(frame: Frame, eta: Eta | StepEta, now: Level, next: Level, at: Tensor, pair: str) -> Tensor:
+    """The I_k `[..., m]`, the second one as `pair` says."""
+    step_eta = of_step(eta, now, next)
+    inner = _inner(eta, frame)
     a, start = frame.rate(step_eta), frame.clock(now)
     h = frame.clock(next) - start
     if frame.variable is None and inner is None:
@@ -153,14 +194,7 @@ def weights(
         if at.shape[-1] > 2:
             first = torch.where(at[..., 2].abs() >= FAR / 2, first, integrals[..., 1])
         integrals = torch.cat([integrals[..., :1], first[..., None], integrals[..., 2:]], -1)
-    nodes, last = _weights(integrals, at)
-    scale = frame.scale(next)
-    decay = scale / frame.scale(now)
-    if not (isinstance(a, float) and a == 0.0):
-        decay = decay * torch.exp(a * h)
-    if unit and inner is None:
-        scale = scale * frame.gain(step_eta)
-    return Weights(decay, scale[..., None] * nodes, scale[..., None] * last)
+    return integrals
 
 
 def _coordinate(frame: Frame, lam: Tensor) -> Tensor:

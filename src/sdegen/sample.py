@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, overload
@@ -14,23 +13,24 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.checks import check_parts, check_solve, check_state, network, warn_caller, warn_if_training
-from sdegen.control import Fixed
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable, strict_keywords
+from sdegen.checks import check_parts, check_solve, check_state, warn_if_training
+from sdegen.control import PI, Fixed
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
 from sdegen.frames import TIME
 from sdegen.grids import Grid, by_time, check_steps, check_times
 from sdegen.methods import default, euler_maruyama
 from sdegen.process import Process
 from sdegen.progress import progress_bar
-from sdegen.sde import Level, Model, ReverseSDE
-from sdegen.solution import STOP, Observer, Progress, Solution, Status, ended
-from sdegen.solve import keep, run, solve
+from sdegen.sde import Model, ReverseSDE
+from sdegen.solution import STOP, Observer, Progress, Solution, ended
+from sdegen.solve import run, solve
 from sdegen.solvers.base import Reverse, Solver
-from sdegen.solvers.runge_kutta import HEUN, RungeKutta
-from sdegen.tensors import finite_rows
+from sdegen.solvers.runge_kutta import RungeKutta
+from sdegen.solvers.tableaus import HEUN
+from sdegen.starts import begin_at, check_shape, denoised, own_seeds, place
+from sdegen.tolerance import adaptive_default, controlled, to_tolerance
 from sdegen.trajectory import Recorder, Trajectory, joined
 
-_PURE = 0.15
 _EDIT = (1, 0, 0, 0)  # words that no time and no prior has: noise of its own for `edit`
 
 
@@ -42,6 +42,7 @@ def sample(
     steps: int | None = None,
     solver: Solver | None = None,
     grid: Grid | Tensor | Sequence[float] | None = None,
+    tol: float | PI | None = None,
     x: Tensor | None = None,
     start: float | None = None,
     end: float | None = None,
@@ -63,6 +64,7 @@ def sample(
     steps: int | None = None,
     solver: Solver | None = None,
     grid: Grid | Tensor | Sequence[float] | None = None,
+    tol: float | PI | None = None,
     x: Tensor | None = None,
     start: float | None = None,
     end: float | None = None,
@@ -85,6 +87,7 @@ def sample(
     steps: int | None = None,
     solver: Solver | None = None,
     grid: Grid | Tensor | Sequence[float] | None = None,
+    tol: float | PI | None = None,
     x: Tensor | None = None,
     start: float | None = None,
     end: float | None = None,
@@ -100,42 +103,56 @@ def sample(
 ) -> Tensor | Trajectory:
     """n samples `[n, *S]`, each a function of its own seed alone; `shape` is `(n, *S)`.
 
-    steps: how many, 20 if None (a plan's own). solver: None for `default()`, or Euler-Maruyama or Heun on a
-    `ReverseSDE`. grid: None for the method's own, a callable `grid(process, n) -> times`, or times `[n + 1]` (then
-    `steps` is not used); it must run down, and starts at t_max or where alpha/sigma is small, as the start is noise
-    alone. x: states `[n, *S]` to go on from at the grid's first time, as from an earlier run (`edit` starts from data).
-    start, end: the first and the last time, where the grid is a callable that takes them, as those of `sd.grids`
-    do. seed: one number, which gives sample i the seed `sd.noise.seeds(seed, n)[i]`, or the seeds `[n]` themselves, to
-    make single samples again (with `model.rows(index)` where conditions are per sample). batch_size: how many samples
-    the network sees at once; always that many, the last batch padded, so that a sample's bits do not depend on n.
-    denoise: end with the predicted data at the last level, one evaluation more, instead of the state there (a
-    `ReverseSDE` has no such prediction and ends with the state). noise: makes the source from a batch's seeds `[B]`.
-    dtype, device: those of x or the network by default, else float32 on the CPU. observe: see `solve`; what it returns
-    is not kept, and `STOP` ends its batch (which is denoised at the level reached). return_path: return a `Trajectory`,
-    with all states and previews. progress: None shows a bar on terminals.
+    tol: instead of steps and a grid, the error at the end relative to the scale of the data, to which every sample is
+    taken by steps of its own (`sd.PI`, which may stand here itself); with `batch_size`, samples that are done leave the
+    network's batch and others enter. A plan takes its own steps, and a tolerance below its error is refused. steps: how
+    many, 20 if None (a plan's own). solver: None for `default()`, or Euler-Maruyama or Heun on a `ReverseSDE`. grid:
+    None for the method's own, a callable `grid(process, n) -> times`, or times `[n + 1]` (then `steps` is not used); it
+    must run down, and starts at t_max or where alpha/sigma is small, as the start is noise alone. x: states `[n, *S]`
+    to go on from at the grid's first time, as from an earlier run (`edit` starts from data). start, end: the first and
+    the last time, where the grid is a callable that takes them, as those of `sd.grids` do. seed: one number, which
+    gives sample i the seed `sd.noise.seeds(seed, n)[i]`, or the seeds `[n]` themselves, to make single samples again
+    (with `model.rows(index)` where conditions are per sample). batch_size: how many samples the network sees at once;
+    always that many, the last batch padded, so that a sample's bits do not depend on n. denoise: end with the predicted
+    data at the last level, one evaluation more, instead of the state there (a `ReverseSDE` has no such prediction and
+    ends with the state). noise: makes the source from a batch's seeds `[B]`. dtype, device: those of x or the network
+    by default, else float32 on the CPU. observe: see `solve`; what it returns is not kept, and `STOP` ends its batch
+    (which is denoised at the level reached). return_path: return a `Trajectory`, with all states and previews.
+    progress: None shows a bar on terminals.
 
     Keeps no gradients. Raises InvalidArgumentError and InvalidTypeError before the first evaluation, and SolveError at
     the end if samples became NaN or Inf, with all others in its `partial`.
     """
-    n, event = _check_shape(shape)
-    solver = _own(model) if solver is None else solver
+    n, event = check_shape(shape)
+    planned = solver is not None and hasattr(solver, "planned")
+    adaptive = tol is not None and not planned
+    if tol is not None and planned:
+        _check_planned(solver, tol)
+    if solver is None:
+        solver = adaptive_default(model) if adaptive else _own(model)
     check_parts(model, solver, observe)
-    control = _control(model, solver, grid, steps, start, end)
-    if not control.towards_data:
-        raise InvalidArgumentError("sample runs from noise to data: times must decrease (sd.encode runs them up)")
+    if adaptive:
+        control: Any = controlled(tol, start, end, steps=steps, grid=grid, observe=observe, return_path=return_path)
+    else:
+        control = _control(model, solver, grid, steps, start, end)
+        if not control.towards_data:
+            raise InvalidArgumentError("sample runs from noise to data: times must decrease (sd.encode runs them up)")
     dtype, device = place(model, dtype, device)
     if x is not None:
         check_state(x)
         if x.shape != (n, *event):
             raise InvalidArgumentError(f"x must have the shape asked for, {[n, *event]}; got {list(x.shape)}")
         dtype, device = x.dtype, x.device
-    seeds = _seeds(seed, n, device)
+    seeds = own_seeds(seed, n, device)
     if hasattr(model, "check_batch"):
         model.check_batch(n)
     warn_if_training(model)
     size = n if batch_size is None else check_steps(batch_size, "batch_size")
     chunks = math.ceil(n / size) if n else 0
     shown = progress if progress is not None else (None if sys.stderr.isatty() else False)
+    if adaptive:
+        whole = to_tolerance(model, event, control, solver, seeds, x, dtype, size, noise, denoise, shown)
+        return ended(whole, "raise").x
     parts: list[Solution] = []
     paths: list[Recorder] = []
     with _keeping(parts, n), progress_bar(chunks * control.steps, shown) as bar:
@@ -143,7 +160,7 @@ def sample(
             first, real = k * size, min(size, n - k * size)
             index = torch.arange(first, first + size, device=device).clamp(max=n - 1)
             here, own = model.rows(index) if hasattr(model, "rows") else model, seeds[index]
-            begin = _start(here, own, event, dtype, control) if x is None else x[index]
+            begin = begin_at(here, own, event, dtype, control.times[0]) if x is None else x[index]
             source = noise(own) if solver.stochastic or control.passes > 1 else None
             record = Recorder(begin[:real], here.process.level(control.times[0])) if return_path else None
             paths += [record] if record else []
@@ -152,12 +169,25 @@ def sample(
             part = run(here, begin, control, solver, source, watch, False)
             parts.append(part.rows(real))
             if denoise and not isinstance(here, ReverseSDE):
-                parts[-1] = _denoised(here, part, watch.level).rows(real)
+                parts[-1] = denoised(here, part, watch.level).rows(real)
     empty = torch.empty(0, *event, dtype=dtype, device=device)
     result = ended(Solution.join(parts), "raise").x if parts else empty
     if not return_path:
         return result
     return joined(result, paths or [Recorder(empty, model.process.level(control.times[0]))])
+
+
+def _check_planned(plan: Any, tol: Any) -> None:
+    """Raises InvalidArgumentError where a plan's own estimate of its error is above the tolerance."""
+    if not hasattr(plan, "error"):
+        raise InvalidArgumentError(f"{plan} has tolerances of its own: give them to it, and leave tol out")
+    wanted = tol.tol if isinstance(tol, PI) else tol
+    share = plan.error / getattr(plan, "scale", 1.0)
+    if wanted is not None and share > wanted:
+        raise InvalidArgumentError(
+            f"this plan's own estimate of its error is {share:.1e} of the data's scale, above tol={wanted:g}: "
+            "calibrate one with calibrate(model, shape, tol=...), or leave the plan out for adaptive steps"
+        )
 
 
 @contextlib.contextmanager
@@ -188,7 +218,7 @@ def edit(model: Model, data: Tensor, start: float, *, seed: int | Tensor = 0, **
         raise InvalidTypeError(f"edit needs a ScoreModel on a Process, whose noise it adds; got {model!r}")
     if not process.t_min < start <= process.t_max:
         raise InvalidArgumentError(f"start must be a time in ({process.t_min:g}, {process.t_max:g}], got {start}")
-    seeds = _seeds(seed, data.shape[0], data.device)
+    seeds = own_seeds(seed, data.shape[0], data.device)
     noise = noises.normals(seeds, tuple(data.shape[1:]), _EDIT, dtype=data.dtype)
     x = process.perturb(data, process.level(start), noise)
     return sample(model, tuple(data.shape), x=x, start=start, seed=seed, **options)
@@ -203,17 +233,22 @@ def encode(
     steps: int | None = None,
     solver: Solver | None = None,
     grid: Grid | Tensor | Sequence[float] | None = None,
+    tol: float | PI | None = None,
     progress: bool = False,
 ) -> Tensor:
     """The state at t_max `[B, *S]` that a deterministic solver carries to x at t_min: `sample`'s path, backwards.
 
-    x `[B, *S]` is taken as the state at t_min. steps, solver, grid as in `sample` (times in either direction).
-    Raises InvalidArgumentError for a stochastic solver.
+    x `[B, *S]` is taken as the state at t_min. steps, solver, grid as in `sample` (times in either direction); tol: the
+    error there instead, as by `sd.PI`. Raises InvalidArgumentError for a stochastic solver.
     """
-    solver = _own(model) if solver is None else solver
+    if solver is None:
+        solver = _own(model) if tol is None else adaptive_default(model)
     check_parts(model, solver, None)
     if solver.stochastic:
         raise InvalidArgumentError(f"{solver} draws noise, and only a deterministic solver encodes; use sd.ddim()")
+    if tol is not None:
+        upwards = controlled(tol, model.process.t_min, model.process.t_max, steps=steps, grid=grid)
+        return solve(model, x, upwards, solver, progress=progress).x
     control = _control(model, solver, grid, steps)
     return solve(model, x, Fixed(control.times.sort().values), solver, progress=progress).x
 
@@ -249,7 +284,8 @@ def _cut(times: Any, solver: Any, start: float | None, end: float | None) -> Ten
     """The times strictly between start and end, and these two: of a grid that cannot be told where to begin."""
     if isinstance(times, Fixed) or hasattr(solver, "planned"):
         raise InvalidArgumentError(
-            f"{'a plan' if hasattr(solver, 'planned') else 'a Restart'} has levels of its own and takes no start or end"
+            f"{'this plan or backend' if hasattr(solver, 'planned') else 'a Restart'} has levels of its own and takes "
+            "no start or end; give a grid that has them"
         )
     known = check_times(times)
     first, last = float(known[0]) if start is None else start, float(known[-1]) if end is None else end
@@ -257,75 +293,6 @@ def _cut(times: Any, solver: Any, start: float | None, end: float | None) -> Ten
         raise InvalidArgumentError(f"a grid runs down in time: start={first:g} must be above end={last:g}")
     inside = known[(known < first) & (known > last)]
     return torch.cat([known.new_tensor([first]), inside, known.new_tensor([last])])
-
-
-def _check_shape(shape: Any) -> tuple[int, tuple[int, ...]]:
-    """`(n, *S)` taken apart."""
-    try:
-        sizes = tuple(operator.index(v) for v in shape)
-    except TypeError:
-        sizes = ()
-    if len(sizes) < 2 or min(sizes) < 0:
-        raise InvalidArgumentError(
-            f"shape must be (n, *S), a number of samples and at least one sample dimension, got {shape!r}"
-        )
-    return sizes[0], sizes[1:]
-
-
-def place(model: Any, dtype: Any, device: torch.device | str | None) -> tuple[torch.dtype, torch.device]:
-    """Where and in what precision the states live: the caller's word, else the network's parameters."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InvalidTypeError(f"dtype must be a floating torch.dtype such as torch.float32, got {dtype!r}")
-    net = network(model)
-    weights = [] if net is None else [p for p in net.parameters() if p.is_floating_point()][:1]
-    if weights:
-        own_dtype, own_device = weights[0].dtype, weights[0].device
-    else:
-        mixture = getattr(getattr(model, "score", model), "mixture", None)
-        own_dtype, own_device = torch.float32, torch.device("cpu") if mixture is None else mixture.means.device
-    return dtype or own_dtype, own_device if device is None else torch.device(device)
-
-
-def _seeds(seed: Any, n: int, device: torch.device) -> Tensor:
-    if not isinstance(seed, Tensor):
-        try:
-            return noises.seeds(seed, n, device=device)
-        except InvalidTypeError as error:
-            raise InvalidTypeError(f"{error}, or int64 seeds of shape [{n}]") from None
-    if seed.dtype != torch.int64 or seed.shape != (n,):
-        raise InvalidArgumentError(
-            f"seed must be one number or int64 seeds of shape [{n}], got {seed.dtype} of shape {list(seed.shape)}"
-        )
-    return seed.to(device)
-
-
-def _start(model: Any, seeds: Tensor, event: tuple[int, ...], dtype: torch.dtype, control: Fixed) -> Tensor:
-    """The prior at the grid's first level."""
-    process, first = model.process, control.times[0]
-    if not isinstance(process, Process):
-        if float(first) != process.t_max:
-            raise InvalidArgumentError(f"the prior of {process} is at t={process.t_max}; times must start there")
-        drawn: Tensor = process.prior(seeds, event)
-        return drawn.to(dtype)
-    x = process.prior(seeds, event, dtype)
-    if not readable(first) or float(first) == process.t_max:
-        return x
-    level = process.level(first)
-    share = float(level.alpha / level.sigma)
-    if share > _PURE:
-        warn_caller(
-            f"the grid starts at t={float(first):g}, where x still holds alpha/sigma = {share:.2g} of the data, and "
-            "the start is noise alone; start at t_max, or run sd.solve from process.perturb(data, level, noise)"
-        )
-    return x * (level.sigma / process.sigma(torch.full_like(first, process.t_max))).to(dtype)
-
-
-def _denoised(model: Any, part: Solution, level: Level) -> Solution:
-    """The predicted data in place of the state; a row that is not finite stays the state and says so."""
-    clean = model(part.x, level, "data").to(part.x.dtype)
-    fine = finite_rows(clean) & part.ok
-    status = torch.where(fine, part.status, int(Status.NONFINITE))
-    return part._replace(x=keep(fine, clean, part.x), status=status, nfe=part.nfe + part.ok)
 
 
 class _Watch:

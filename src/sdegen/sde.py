@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from sdegen.tensors import as_time, batch_time, check_diffusion, diffuse, expect
 
 if TYPE_CHECKING:
     from sdegen.process import Process
+    from sdegen.solvers.base import Solver
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -99,6 +100,10 @@ class SDE(ABC):
         """The deterministic flow with the same marginals, `reverse(score, eta=0)`."""
         return ReverseSDE(self, score, 0.0)
 
+    def as_forward(self) -> ForwardSDE:
+        """This SDE as a model that `solve` runs through increasing times."""
+        return ForwardSDE(self)
+
     def forward(
         self,
         x: Tensor,
@@ -106,10 +111,13 @@ class SDE(ABC):
         *,
         seed: int = 0,
         noise: noises.NoiseSource | None = None,
+        solver: Solver | None = None,
     ) -> Tensor:
         """A path `[n + 1, B, *S]` of the forward SDE through increasing `times` `[n + 1]`, from x at `times[0]`.
 
-        Euler-Maruyama on a general SDE; a `Process` takes its exact transitions. Noise is per sample (`seed`).
+        solver: one that steps in t, such as `milstein()`; by default Euler-Maruyama on a general SDE, and the exact
+        transitions of a `Process` or a `LinearSDE`. Noise is per sample (`seed`), or from a source. Raises
+        InvalidArgumentError on times that do not increase inside the span.
         """
         times = as_time(times)
         low, high = float(times.min()), float(times.max())
@@ -118,9 +126,15 @@ class SDE(ABC):
                 f"times must increase strictly inside the span [{self.t_min:g}, {self.t_max:g}], got {times.tolist()}"
             )
         noise = noise or noises.White(noises.seeds(seed, x.shape[0], device=x.device))
-        path = [x]
-        for now, next in zip(times[:-1], times[1:]):
-            path.append(self._forward_step(path[-1], self.level(now), self.level(next), noise))
+        path, model = [x], ForwardSDE(self)
+        carry = solver.init(model, x, self.level(times[0])) if solver else None
+        for now, next in zip(map(self.level, times[:-1]), map(self.level, times[1:])):
+            if solver:
+                step = solver.step(model, path[-1], now, next, carry, noise)
+                carry = step.carry
+                path.append(step.x)
+            else:
+                path.append(self._forward_step(path[-1], now, next, noise))
         return torch.stack(path)
 
     def _forward_step(self, x: Tensor, now: Level, next: Level, noise: noises.NoiseSource) -> Tensor:
@@ -211,7 +225,8 @@ class ReverseSDE:
             model: Any = self.score
             answer: Tensor = model(x, self.sde.level(t))
             return answer
-        return call_score(self.score, x, batch_time(t, x))
+        exact = getattr(self.score, "any_time", False)  # no need then of one time per row, rounded to x's dtype
+        return call_score(self.score, x, t if exact else batch_time(t, x))
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """`f - (1 + eta^2)/2 (div(g g^T) + g g^T score)` `[B, *S]`, for time running down."""
@@ -224,6 +239,30 @@ class ReverseSDE:
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
         """`eta g(x, t)`."""
         return self.eta * self.sde.diffusion(x, as_time(t))
+
+
+@dataclass(frozen=True)
+class ForwardSDE(ReverseSDE):
+    """A forward SDE as a model: `drift` and `diffusion` are its own, and `solve` runs it through increasing times.
+
+    Solvers in t take it as they take a `ReverseSDE` of eta = 1, with all of the noise: `euler_maruyama()`,
+    `milstein()`, `stochastic_heun()`, `stochastic_runge_kutta()`. It needs no score and has none.
+    """
+
+    score: Any = field(default=None, init=False, repr=False)
+    eta: float = field(default=1.0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sde, SDE):
+            raise InvalidTypeError(f"ForwardSDE takes an SDE, got {self.sde!r}")
+
+    def score_at(self, x: Tensor, t: Tensor) -> Tensor:
+        """Raises InvalidTypeError: a forward SDE has no score."""
+        raise InvalidTypeError("a forward SDE has no score: correct and denoise with sde.reverse(score)")
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """The SDE's drift `f(x, t)` `[B, *S]`."""
+        return self.sde.drift(x, as_time(t))
 
 
 def points(levels: Level) -> list[Level]:

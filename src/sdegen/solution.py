@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import SolveError, readable
+from sdegen.errors import InvalidArgumentError, SolveError, readable
 from sdegen.sde import Level
+from sdegen.trees import cat
 
 
 class Status(enum.IntEnum):
@@ -22,6 +24,20 @@ class Status(enum.IntEnum):
     """The score or the state became NaN or Inf; the sample stays where it last was finite."""
     STOPPED = 2
     """The observer ended the solve before the last level."""
+    MAX_STEPS = 3
+    """An adaptive solve had used its attempts; the sample stays where they took it."""
+    STEP_TOO_SMALL = 4
+    """No step, however small, met the tolerance; the sample stays before it."""
+    EVENT = 5
+    """The sample's event happened, and the sample ended there."""
+
+
+FAILED = {
+    Status.NONFINITE: "became NaN or Inf",
+    Status.MAX_STEPS: "used up their attempts (max_attempts)",
+    Status.STEP_TOO_SMALL: "met the tolerance with no step, however small",
+}
+"""How samples fail."""
 
 
 class Progress(NamedTuple):
@@ -49,11 +65,34 @@ STOP = _Stop.STOP
 Observer = Callable[[Progress], Any]
 
 
+def shown(observe: Observer, progress: Progress) -> Any:
+    """What the observer answers. Raises InvalidArgumentError if it edited the state."""
+    version = None if progress.x.is_inference() else progress.x._version
+    answer = observe(progress)
+    if version is not None and progress.x._version != version:
+        raise InvalidArgumentError("the observer edited progress.x in place, which is the solver's own: edit a copy")
+    return answer
+
+
+@contextlib.contextmanager
+def guard(where: Callable[[], str], partial: Callable[[], Any]) -> Iterator[None]:
+    """Let exceptions pass unchanged, with a note of where, and what is done so far as `partial`."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # a note that cannot be made must not hide the error
+            error.__notes__ = [*getattr(error, "__notes__", []), f"sdegen: {where()}"]
+            if not hasattr(error, "partial"):
+                error.partial = partial()  # type: ignore[attr-defined]
+        raise
+
+
 class Solution(NamedTuple):
     """The result of a solve; stats and status are per sample, `[B]`, on x's device.
 
     x `[B, *S]`; level: the one each sample reached (fields `[B]`); nfe: network evaluations; accepted, rejected: steps;
-    status: see `Status`; path: what the observer returned, step by step (None left out).
+    status: see `Status`; path: what the observer returned, step by step (None left out). error: of an adaptive solve,
+    an estimate of the error at the end, relative as its tolerance is, `[B]`; dense: the path, where it was asked for.
     """
 
     x: Tensor
@@ -63,42 +102,49 @@ class Solution(NamedTuple):
     rejected: Tensor
     status: Tensor
     path: list[Any]
+    error: Tensor | None = None
+    dense: Callable[..., Tensor] | None = None
 
     def rows(self, n: int) -> Solution:
         """The first n samples."""
-        level = Level(*(v[:n] for v in self.level))
-        nfe, accepted, rejected, status = (v[:n] for v in self[2:6])
-        return Solution(self.x[:n], level, nfe, accepted, rejected, status, self.path)
+        return self.rows_at(slice(n))
+
+    def rows_at(self, index: Tensor | slice) -> Solution:
+        """Some of the samples."""
+        level = Level(*(v[index] for v in self.level))
+        nfe, accepted, rejected, status = (v[index] for v in self[2:6])
+        error = None if self.error is None else self.error[index]
+        return Solution(self.x[index], level, nfe, accepted, rejected, status, self.path, error)
 
     @staticmethod
     def join(parts: list[Solution]) -> Solution:
         """Several solutions as one, without their paths."""
-        kind = parts[0].x.device.type
-        # autocast looks at what cat is given, and knows no float16 on a CPU; some devices have no autocast
-        able = torch.amp.is_autocast_available(kind)
-        with torch.autocast(kind, enabled=False) if able else contextlib.nullcontext():
-            level = Level(*(torch.cat(v) for v in zip(*(part.level for part in parts))))
-            nfe, accepted, rejected, status = (torch.cat(v) for v in zip(*(part[2:6] for part in parts)))
-            return Solution(torch.cat([p.x for p in parts]), level, nfe, accepted, rejected, status, [])
+        level = Level(*(cat(v) for v in zip(*(part.level for part in parts))))
+        nfe, accepted, rejected, status = (cat(v) for v in zip(*(part[2:6] for part in parts)))
+        known = [part.error for part in parts if part.error is not None]
+        error = cat(known) if len(known) == len(parts) else None
+        return Solution(cat([p.x for p in parts]), level, nfe, accepted, rejected, status, [], error)
 
     @property
     def ok(self) -> Tensor:
         """Which samples did not fail, `[B]` bool."""
-        return self.status != Status.NONFINITE
+        return ~functools.reduce(torch.logical_or, (self.status == kind for kind in FAILED))
 
 
 def ended(solution: Solution, on_failure: str) -> Solution:
     """The solution, or a SolveError that holds it if samples failed and the caller did not ask for them."""
     if on_failure == "return" or not readable(solution.status):
         return solution
-    failed = (solution.status == Status.NONFINITE).nonzero().flatten().tolist()
+    failed = (~solution.ok).nonzero().flatten().tolist()
     if not failed:
         return solution
     shown = ", ".join(str(i) for i in failed[:8]) + (", ..." if len(failed) > 8 else "")
     first, count = failed[0], len(solution.status)
+    kinds = {int(solution.status[i]) for i in failed}
+    what = " or ".join(text for kind, text in FAILED.items() if kind in kinds)
     rest = "The others are finished, in this error's `partial`; " if len(failed) < count else ""
     raise SolveError(
-        f"{len(failed)} of {count} samples became NaN or Inf (rows {shown}); row {first} after "
+        f"{len(failed)} of {count} samples {what} (rows {shown}); row {first} after "
         f"{int(solution.accepted[first])} good steps, at t={float(solution.level.t[first]):.6g}. {rest}"
         'solve(..., on_failure="return") returns all with their status',
         solution,

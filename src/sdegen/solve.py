@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sdegen.active import Feed, Run
+from sdegen.checkpointing import check_checkpoint, checkpointed
 from sdegen.checks import check_solve, warn_if_training
-from sdegen.control import Controller, Fixed
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable, strict_keywords
+from sdegen.control import PI, Controller, Fixed
+from sdegen.dense import Dense, Event, Piece, Watch, check_dense
+from sdegen.errors import InvalidArgumentError, SolveError, readable, strict_keywords
 from sdegen.noise import NoiseSource
 from sdegen.previews import Watched
 from sdegen.progress import progress_bar
 from sdegen.sde import SDE, Level, ReverseSDE
-from sdegen.solution import STOP, Observer, Progress, Solution, Status, ended
-from sdegen.solvers.base import Reverse, Solver, Step, draw
+from sdegen.solution import STOP, Observer, Progress, Solution, Status, ended, guard, shown
+from sdegen.solvers.base import Reverse, Solver, Step, check_step, draw
 from sdegen.tensors import combine, finite_rows, widen
+from sdegen.trees import keep
 
 
 @strict_keywords
 def solve(
     model: Reverse,
     x: Tensor,
-    control: Controller | Tensor | Sequence[float],
+    control: Controller | PI | Tensor | Sequence[float],
     solver: Solver,
     *,
     noise: NoiseSource | None = None,
     observe: Observer | None = None,
     on_failure: str = "raise",
     progress: bool = False,
+    dense: bool = False,
+    event: Event | None = None,
+    checkpoint: int | None = None,
 ) -> Solution:
     """Run `solver` on `model` from x `[B, *S]` over the levels that `control` chooses.
 
     model: a `ScoreModel` (or what answers like one), or a `ReverseSDE`. control: a controller, or times `[n + 1]`,
-    decreasing towards data (increasing ones take a deterministic solver from data to noise). noise: needed by
-    stochastic solvers, `White(seeds)`. observe: called with a `Progress` after each step; what it returns is kept in
-    `Solution.path`, and `STOP` ends the solve. on_failure: "raise" a `SolveError` at the end if a sample became NaN or
-    Inf (its `partial` is the solution with every other sample finished), or "return" the solution with its status.
+    decreasing towards data (increasing ones take a deterministic solver from data to noise); `sd.PI(tol=...)` adapts
+    the steps of each sample to a tolerance. noise: needed by stochastic solvers, `White(seeds)`, or under `PI`
+    `Brownian(seeds, process)`. dense: keep the path, as `Solution.dense`. event: a function `(x [B, *S], level) -> [B]`
+    whose change of sign ends a sample, there, inside of the step. observe: called with a `Progress` after each step;
+    what it returns is kept in `Solution.path`, and `STOP` ends the solve. on_failure: "raise" a `SolveError` at the end
+    if a sample became NaN or Inf (its `partial` is the solution with every other sample finished), or "return" the
+    solution with its status.
+
+    checkpoint: of gradients, keep only the states at every so many steps and compute the steps between again.
 
     Gradients flow if they are enabled (a sample that fails poisons those of parameters that all samples share).
     Half-precision states are stepped in float32 arithmetic. Everything is checked before the first evaluation
@@ -50,8 +61,52 @@ def solve(
     is_times = isinstance(control, (Tensor, Sequence)) or hasattr(control, "dtype")
     controller: Any = Fixed(control) if is_times else control
     check_solve(model, x, controller, solver, noise, on_failure, observe)
+    for wanted, what in ((dense, "dense=True"), (event, "an event")):
+        if wanted:
+            check_dense(solver, what)
     warn_if_training(model)
-    return ended(run(model, x, controller, solver, noise, observe, progress), on_failure)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, controller, observe=observe, dense=dense, event=event)
+    try:
+        if checkpoint is not None and len(x):
+            whole = checkpointed(model, x, controller, solver, noise, checkpoint)
+        elif isinstance(controller, PI):
+            whole = _adapted(model, x, controller, solver, noise, observe, progress, dense, event)
+        else:
+            whole = run(model, x, controller, solver, noise, observe, progress, dense, event)
+    except SolveError as error:  # a backend's own, of all samples at once
+        if on_failure != "return" or not isinstance(error.partial, Solution):
+            raise
+        whole = error.partial
+    return ended(whole, on_failure)
+
+
+def _adapted(
+    model: Any,
+    x: Tensor,
+    control: PI,
+    solver: Solver,
+    noise: Any,
+    observe: Observer | None,
+    progress: bool,
+    dense: bool,
+    event: Event | None,
+) -> Solution:
+    """Each sample with its own steps; all start together."""
+    process = model.process
+    source = x.clone(memory_format=torch.contiguous_format)
+
+    def picked(whole: Any, index: Tensor) -> Any:
+        return whole.rows(index) if hasattr(whole, "rows") else whole
+
+    feed = Feed(
+        len(x),
+        lambda index: picked(model, index),
+        lambda index: source[index.to(x.device)],
+        lambda index: picked(noise, index),
+    )
+    bound = control.bind(solver, process, x.dtype)
+    return Run(feed, len(x), process, bound, solver, dense=dense, event=event, observe=observe).solve(progress)
 
 
 def run(
@@ -62,23 +117,27 @@ def run(
     noise: NoiseSource | None,
     observe: Observer | None,
     progress: bool,
+    dense: bool = False,
+    event: Event | None = None,
 ) -> Solution:
     """The loop of `solve`, its arguments checked, failed rows returned with their status."""
     now, next, state = controller.init(model.process, x)
     x = x.clone(memory_format=torch.contiguous_format)
     rows = _Rows(model.process, x, now)
+    inner = _Between(solver, rows, x, now, dense, event) if dense or event is not None else None
     if x.shape[0] == 0:
         return rows.solution()
     steps = getattr(controller, "steps", None)
     passes = controller.passes if isinstance(controller, Fixed) else 1
     source: Any = _silent if noise is None else Again(noise, 0, passes) if passes > 1 else noise
-    shown = observe is not None and getattr(observe, "previews", True)
-    watched = Watched(model) if shown and not isinstance(model, ReverseSDE) else None
+    seen = observe is not None and getattr(observe, "previews", True)
+    watched = Watched(model) if seen and not isinstance(model, ReverseSDE) else None
     model = model if watched is None else watched
-    with _guard(rows), progress_bar(steps, progress) as bar:
-        own = controller.bind(solver, model, state) if isinstance(controller, Fixed) else ()
+    with guard(rows.where, rows.solution), progress_bar(steps, progress) as bar:
+        own = controller.bind(solver, model, state) if isinstance(controller, Fixed) and inner is None else ()
         part = own[0] if own else solver
         carry = part.init(model, x, now)
+        rows.prime(getattr(part, "primes", 0))
         while controller.running(state):
             part = own[rows.steps] if own else solver
             rows.trying = now
@@ -88,9 +147,14 @@ def run(
                 rows.visits += 1
                 step = _leap(model, rows.x, now, next, part, source)
             else:
-                step = _checked(part.step(model, rows.x, now, next, carry, source), rows.x, part)
+                step = check_step(part.step(model, rows.x, now, next, carry, source), rows.x, part)
+                evals = evals if step.evals is None else step.evals
             accept, after, beyond, state = controller.update(model.process, state, rows.x, now, next, step)
+            if inner is not None:
+                step = inner.passed(step, now, next)
             rows.take(step, next, accept, evals)
+            if inner is not None:
+                inner.stop()
             carry = keep(accept, step.carry, carry)
             now, next = after, beyond
             bar(evals)
@@ -98,7 +162,8 @@ def run(
                 break
         else:
             rows.done = True
-    return rows.solution()
+    whole = rows.solution()
+    return whole if inner is None else whole._replace(dense=inner.dense)
 
 
 class Again(NamedTuple):
@@ -124,18 +189,6 @@ def _silent(x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
     raise InvalidArgumentError("this solver draws noise and its `stochastic` says that it does not: make it True")
 
 
-def _checked(step: Any, x: Tensor, solver: Solver) -> Step:
-    """A solver's step, or an error where it is not one on x's shape and dtype."""
-    if not isinstance(step, Step):
-        raise InvalidTypeError(f"{solver}.step returned {type(step).__name__}; it must return sd.Step(x, carry)")
-    if step.x.shape != x.shape or step.x.dtype != x.dtype:
-        raise InvalidArgumentError(
-            f"{solver}.step returned x of shape {list(step.x.shape)} and {step.x.dtype}; it must keep "
-            f"{list(x.shape)} and {x.dtype}"
-        )
-    return step
-
-
 class _Rows:
     """The mutable side of one solve: the state, where each row stands and how it fares.
 
@@ -158,9 +211,15 @@ class _Rows:
         batch = self.x.shape[0]
         self.t = self.x.new_zeros(batch, dtype=torch.float64) + self.level.t
         self.alive = self.x.new_ones(batch, dtype=torch.bool)
+        self.stopped = ~self.alive
         self.accepted = self.x.new_full((batch,), self.steps, dtype=torch.int32)
         self.tried = self.accepted.clone()
         self.nfe = self.x.new_full((batch,), self.spent, dtype=torch.int32)
+
+    def prime(self, evals: int) -> None:
+        """Count the evaluations made before the first step."""
+        self.spent += evals
+        self.nfe = self.nfe + evals
 
     def take(self, step: Step, next: Level, accept: bool | Tensor, evals: int) -> None:
         """Move the rows whose step is accepted and finite; freeze for good those that are not finite."""
@@ -183,31 +242,73 @@ class _Rows:
         self.steps += 1
         self.spent += evals
 
+    def stop(self, where: Tensor, t: Tensor) -> None:
+        """End the rows `where` `[B]` at their times t: their events happened."""
+        if self.together:
+            self.together = False
+            self._apart()
+        where = where & self.alive
+        self.t = torch.where(where, t, self.t)
+        self.stopped = self.stopped | where
+        self.alive = self.alive & ~where
+
+    def where(self) -> str:
+        t = self.trying.t
+        when = f"t={float(t):.6g}" if t.ndim == 0 else f"t in {t.tolist()}"
+        return f"in step {self.steps + 1}, at {when}, after {self.spent} evaluations"
+
     def solution(self) -> Solution:
         if self.together:
             self._apart()
         ended = int(Status.OK if self.done else Status.STOPPED)
-        status = torch.where(self.alive, ended, int(Status.NONFINITE)).to(torch.int8)
+        status = torch.where(self.alive, ended, int(Status.NONFINITE))
+        status = torch.where(self.stopped, int(Status.EVENT), status).to(torch.int8)
         # of what a failed row tried, its last step was neither accepted nor rejected
-        rejected = self.tried - self.accepted - (~self.alive).to(torch.int32)
+        rejected = self.tried - self.accepted - (~self.alive & ~self.stopped).to(torch.int32)
         return Solution(self.x, self.process.level(self.t), self.nfe, self.accepted, rejected, status, self.path)
+
+
+class _Between:
+    """What happens inside of the steps of a fixed grid: the path is kept, and events end samples."""
+
+    def __init__(self, solver: Any, rows: _Rows, x: Tensor, first: Level, dense: bool, event: Event | None) -> None:
+        self.rows = rows
+        self.index = torch.arange(len(x), device=x.device)
+        self.dense = Dense(solver, rows.process, x, self._each(first)) if dense else None
+        self.watch = None if event is None else Watch(event, solver, rows.process)
+        self.hit: tuple[Tensor, Tensor] | None = None
+
+    def _each(self, level: Level) -> Level:
+        return Level(*(v.to(self.index.device).expand(len(self.index)) for v in level))
+
+    def passed(self, step: Step, now: Level, next: Level) -> Step:
+        """The step, ended inside for samples whose event happens in it."""
+        now, next = self._each(now), self._each(next)
+        self.moving, self.hit = self.rows.alive, None
+        if self.watch is not None:
+            found = self.watch.located(self.rows.x, now, next, step.x, step.inner)
+            if found is not None:
+                where, x, level = found
+                step, self.hit = step._replace(x=keep(where, x, step.x)), (where, level.t)
+        self.last = now, next, step.inner
+        return step
+
+    def stop(self) -> None:
+        """Keep what the last step passed, and end the samples whose event happened in it."""
+        now, next, inner = self.last
+        reached = next.t
+        if self.hit is not None:
+            where, t = self.hit
+            self.rows.stop(where, t)
+            reached = torch.where(where, t, reached)
+        if self.dense is not None:
+            moving = None if self.rows.together else self.moving & (self.rows.alive | self.rows.stopped)
+            self.dense.add(Piece(self.index, now, next, inner, reached, moving))
 
 
 def _all_finite(x: Tensor) -> bool:
     """Whether every value is finite, by one sum: it is not finite if one of them is not. Huge values may say False."""
     return math.isfinite(float(widen(x.detach()).sum()))
-
-
-def keep(accept: bool | Tensor, new: Any, old: Any) -> Any:
-    """`new` in the rows where `accept` `[B]`, `old` in the others, leaf by leaf."""
-    if isinstance(accept, bool):
-        return new if accept else old
-    if isinstance(new, Tensor):
-        return torch.where(accept.reshape(-1, *(1,) * (new.ndim - 1)), new, old) if new.ndim else new
-    if isinstance(new, tuple):
-        leaves = [keep(accept, n, o) for n, o in zip(new, old)]
-        return type(new)(*leaves) if hasattr(new, "_fields") else tuple(leaves)
-    return new
 
 
 def _no_preview() -> None:
@@ -216,28 +317,8 @@ def _no_preview() -> None:
 
 def _observed(observe: Observer, rows: _Rows, steps: int | None, watched: Watched | None) -> bool:
     """Show the step to the observer, keep its answer; whether it asks to stop."""
-    version = None if rows.x.is_inference() else rows.x._version
     preview = _no_preview if watched is None else watched.preview
-    answer = observe(Progress(rows.steps, steps, rows.x, rows.level, rows.spent, preview))
-    if version is not None and rows.x._version != version:
-        raise InvalidArgumentError("the observer edited progress.x in place, which is the solver's own: edit a copy")
-    if answer is STOP:
-        return True
-    if answer is not None:
+    answer = shown(observe, Progress(rows.steps, steps, rows.x, rows.level, rows.spent, preview))
+    if answer is not None and answer is not STOP:
         rows.path.append(answer)
-    return False
-
-
-@contextlib.contextmanager
-def _guard(rows: _Rows) -> Iterator[None]:
-    """Let exceptions pass unchanged, with a note of where, and the solution so far as `partial`."""
-    try:
-        yield
-    except BaseException as error:
-        with contextlib.suppress(Exception):  # a note that cannot be made must not hide the error
-            when = f"t={float(rows.trying.t):.6g}" if rows.trying.t.ndim == 0 else f"t in {rows.trying.t.tolist()}"
-            note = f"sdegen: in step {rows.steps + 1}, at {when}, after {rows.spent} evaluations"
-            error.__notes__ = [*getattr(error, "__notes__", []), note]
-            if not hasattr(error, "partial"):
-                error.partial = rows.solution()  # type: ignore[attr-defined]
-        raise
+    return answer is STOP

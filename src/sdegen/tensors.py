@@ -59,9 +59,42 @@ def _scaled(weight: Tensor | float, value: Tensor) -> Tensor:
     return (like(weight, value) if isinstance(weight, Tensor) else weight) * value
 
 
+def length(a: Tensor, b: Tensor | float) -> Tensor:
+    """`sqrt(a^2 + b^2)` by operations whose bits do not depend on how many there are, as torch.hypot's do on a CPU."""
+    return torch.sqrt(a * a + b * b)
+
+
+def power(x: Tensor, exponent: Tensor | float) -> Tensor:
+    """`x^exponent` for x > 0, by operations whose bits do not depend on how many there are, as torch.pow's do."""
+    return torch.exp(torch.log(x) * exponent)
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """The mean of the squares of each sample of x `[B, *S]`, `[B]` in float64, by pairs.
+
+    The order of the sum depends on a sample's size alone, so its bits do not depend on the batch, as those of `sum` do.
+    """
+    flat = x.flatten(1)
+    size = flat.shape[1]
+    flat = flat.double().square()
+    while flat.shape[1] > 1:
+        half = flat.shape[1] // 2
+        rest = flat[:, 2 * half :]
+        flat = (
+            torch.cat([flat[:, :half] + flat[:, half : 2 * half], rest], 1)
+            if rest.shape[1]
+            else (flat[:, :half] + flat[:, half:])
+        )
+    return flat[:, 0] / size if size else x.new_zeros(x.shape[0], dtype=torch.float64)
+
+
 def softplus(x: Tensor) -> Tensor:
-    """`log(1 + e^x)` to rounding: torch's own leaves its correction out from 20 on, where that is still 2e-9."""
-    return torch.nn.functional.softplus(x, threshold=40.0)
+    """`log(1 + e^x)` to rounding: torch's own leaves its correction out from 20 on, where that is still 2e-9.
+
+    Its bits do not depend on how many x there are, as those of torch's do on a CPU.
+    """
+    size = x.abs()
+    return torch.log1p(torch.exp(-size)) + (x + size) / 2
 
 
 def as_time(t: Tensor | float | Sequence[float]) -> Tensor:

@@ -50,11 +50,34 @@ def between(process: SDE, t: Tensor, now: Level, next: Level) -> Level:
 
 
 class Step(NamedTuple):
-    """What a step returns: x at `next` `[B, *S]`, the carry for the next step, a local error `[B, *S]` or None."""
+    """What a step returns: x at `next` `[B, *S]`, the carry for the next step, a local error `[B, *S]` or None.
+
+    For adaptive control: order: the power of the step with which the error falls, a number or `[B]`; retry: the carry
+    for another attempt from `now` if this one is rejected (None: the one it had). evals: network evaluations made,
+    where that differs from the solver's own number. growth: by how much the next step could be longer at the same
+    error, `[B]`, where the solver knows better than error and order say. inner: what `inside` needs for dense output.
+    """
 
     x: Tensor
     carry: Carry
     error: Tensor | None = None
+    order: float | Tensor = 1.0
+    retry: Carry = None
+    evals: int | None = None
+    growth: Tensor | None = None
+    inner: Any = None
+
+
+def check_step(step: Any, x: Tensor, solver: object) -> Step:
+    """A solver's step, or an error where it is not one on x's shape and dtype."""
+    if not isinstance(step, Step):
+        raise InvalidTypeError(f"{solver}.step returned {type(step).__name__}; it must return sd.Step(x, carry)")
+    if step.x.shape != x.shape or step.x.dtype != x.dtype:
+        raise InvalidArgumentError(
+            f"{solver}.step returned x of shape {list(step.x.shape)} and {step.x.dtype}; it must keep "
+            f"{list(x.shape)} and {x.dtype}"
+        )
+    return step
 
 
 class Solver(Protocol):

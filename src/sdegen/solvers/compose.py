@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError
 from sdegen.grids import Grid, check_steps, natural
 from sdegen.noise import NoiseSource
-from sdegen.sde import Level
-from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step, check_score_model, draw
+from sdegen.process import Process
+from sdegen.sde import Level, ReverseSDE
+from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step, draw
 from sdegen.solvers.stochastic import ReverseDiffusion
 from sdegen.tensors import combine, widen
 
@@ -26,14 +28,18 @@ class Langevin(OneStep):
     for Gaussian data of variance C at that level, variance `C / (1 - e/(2 C))` in equilibrium, at most
     `1/(1 - snr^2)` times too wide. Raises InvalidArgumentError unless 0 < snr < 1 (Song & Ermon 2019, alg. 1).
 
-    As a solver on its own it is annealed Langevin dynamics.
+    As a solver on its own it is annealed Langevin dynamics. `length`, a number or a function of the level, gives e
+    instead; on a `ReverseSDE` of a general SDE, whose levels have no sigma, it must.
     """
 
     snr: float = 0.16
     steps: int = 1
     grid: Grid = field(default=natural, repr=False)
+    length: float | Callable[[Level], Tensor] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        if isinstance(self.length, (int, float)) and not 0 < self.length < float("inf"):
+            raise InvalidArgumentError(f"length must be positive and finite, got {self.length}")
         if not 0 < self.snr < 1:
             raise InvalidArgumentError(f"snr must be in (0, 1), got {self.snr}: at 1 the step does not contract noise")
         check_steps(self.steps)
@@ -55,20 +61,27 @@ class Langevin(OneStep):
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
         """An empty carry."""
-        check_score_model(self, model)
+        if self.length is None and not isinstance(model.process, Process):
+            raise InvalidArgumentError(
+                f"{self} takes its step size from sigma, which {model.process} does not have: give "
+                "Langevin(length=...), a number or a function of the level"
+            )
         return ()
 
     def size(self, now: Level, next: Level, score: Tensor, z: Tensor) -> Tensor:
         """The step size e, `[]` or `[B]`."""
-        return 2 * (self.snr * next.sigma) ** 2
+        if self.length is None:
+            return 2 * (self.snr * next.sigma) ** 2
+        return self.length(next) if callable(self.length) else torch.full_like(next.t, self.length)
 
     def step(
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
     ) -> Step:
         """All Langevin steps at `next`, with noise tags 0, 1, ..."""
-        model, wide = check_score_model(self, model), widen(x)
+        wide = widen(x)
         for tag in range(self.steps):
-            score = widen(model(wide.to(x.dtype), next, "score"))
+            here = wide.to(x.dtype)
+            score = widen(model.score_at(here, next.t) if isinstance(model, ReverseSDE) else model(here, next, "score"))
             z = draw(noise, x, now, next, tag)
             e = self.size(now, next, score, z)
             wide = combine((torch.ones_like(e), wide), (e, score), (torch.sqrt(2 * e), z))

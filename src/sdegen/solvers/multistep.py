@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from sdegen.frames import DATA, Frame, check_frame
 from sdegen.grids import Grid, by_snr
 from sdegen.noise import NoiseSource
 from sdegen.quadrature import FAR, Node, Weights, assemble, weights
-from sdegen.sde import Level, ReverseSDE, check_eta
+from sdegen.sde import SDE, Level, ReverseSDE, check_eta
 from sdegen.solvers.base import Reverse, Solver, Step, check_reverse, draw
 from sdegen.solvers.fused import ends, fused, vectorised
 from sdegen.tensors import widen
@@ -173,7 +173,15 @@ class Multistep:
             kick = frame.kick(frame.spread(model.process, now, next, eta), draw(noise, x, now, next))
             out = out + kick
         carry = History(nodes[: self.memory], Last(start, now, kick) if self.correct else None)
-        return Step(out.to(x.dtype), carry, error)
+        inner = (start, at[..., : self.order], tuple(values[: self.order]))
+        return Step(out.to(x.dtype), carry, error, self.order, inner=inner)
+
+    def inside(self, process: SDE, now: Level, next: Level, inner: tuple[Any, ...], at: Level) -> Tensor:
+        """x at a level inside of a step, by the predictor's polynomial, eta = 0."""
+        start, nodes, values = inner
+        step = self._weights(now, at, nodes.expand(*at.t.shape, nodes.shape[-1]), 0)
+        out, _ = assemble(self.frame, step, now, at, start, values)
+        return out.to(start.dtype)
 
     def _weights(self, now: Level, next: Level, at: Tensor, newest: int) -> Weights:
         """The weights of steps through the nodes `at`, the newest one at now (0) or next (1)."""

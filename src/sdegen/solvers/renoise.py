@@ -20,8 +20,9 @@ from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step, check_sco
 from sdegen.solvers.compose import Branch
 from sdegen.solvers.fused import Ask, Known, Past, asked, ends
 from sdegen.solvers.multistep import History, Multistep
-from sdegen.solvers.runge_kutta import HEUN, RungeKutta
+from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.singlestep import Singlestep
+from sdegen.solvers.tableaus import HEUN
 from sdegen.tensors import combine, widen
 
 

@@ -12,43 +12,22 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.frames import SIGMA, Frame, check_frame, refuse_grouped
 from sdegen.grids import Grid, karras
 from sdegen.noise import NoiseSource
-from sdegen.sde import Level, ReverseSDE, points
+from sdegen.sde import SDE, Level, ReverseSDE, points
 from sdegen.solvers.base import OneStep, Reverse, Solver, Step, between, check_reverse
 from sdegen.solvers.fused import Ask, Known, asked, ends, numbers
-from sdegen.tensors import combine
-
-
-@dataclass(frozen=True, repr=False)
-class Tableau:
-    """An explicit Runge-Kutta method (Butcher 1964): stage i at `c_i` from `sum_j a_ij k_j`, result `sum_i b_i k_i`."""
-
-    name: str
-    order: int
-    a: tuple[tuple[float, ...], ...]
-    b: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.a) != len(self.b) or any(len(row) != i for i, row in enumerate(self.a)):
-            raise InvalidArgumentError(f"tableau {self.name}: row i of a needs i entries, and b one per stage")
-        if abs(sum(self.b) - 1) > 1e-12:
-            raise InvalidArgumentError(f"tableau {self.name}: b must sum to 1, got {sum(self.b)}")
-
-    def __repr__(self) -> str:
-        return self.name.upper()
-
-
-EULER = Tableau("euler", 1, ((),), (1.0,))
-MIDPOINT = Tableau("midpoint", 2, ((), (1 / 2,)), (0.0, 1.0))
-HEUN = Tableau("heun", 2, ((), (1.0,)), (1 / 2, 1 / 2))
-RK4 = Tableau("rk4", 4, ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+from sdegen.solvers.starting import Norm, starting_step
+from sdegen.solvers.tableaus import HEUN, Tableau
+from sdegen.tensors import combine, like, mean_square
 
 
 @dataclass(frozen=True)
 class RungeKutta(OneStep):
     """An explicit Runge-Kutta method on `dY/dtau = rate Y + N` of a frame, one evaluation per stage.
 
-    Deterministic, of the tableau's order; in frame TIME it also runs on a general `sde.probability_flow(score)`.
-    Point-mass data are exact in SIGMA. Raises InvalidArgumentError for a `ReverseSDE` with eta > 0.
+    Deterministic, of the tableau's order; in frame TIME it also runs on a general `sde.probability_flow(score)`. A
+    tableau with an embedded error runs adaptively under `sd.PI`; where its last stage is the next step's first (FSAL),
+    that slope is carried, and costs one evaluation before the first step. Point-mass data are exact in SIGMA. Raises
+    InvalidArgumentError for a `ReverseSDE` with eta > 0.
     """
 
     tableau: Tableau = HEUN
@@ -63,8 +42,28 @@ class RungeKutta(OneStep):
 
     @property
     def evals(self) -> int:
-        """One network evaluation per stage."""
-        return len(self.tableau.b)
+        """One network evaluation per stage, but for a slope that is carried."""
+        return len(self.tableau.b) - self.tableau.fsal
+
+    @property
+    def primes(self) -> int:
+        """Network evaluations before the first step."""
+        return int(self.tableau.fsal)
+
+    @property
+    def memory(self) -> int:
+        """Whether the slope at the end of a step is carried."""
+        return int(self.tableau.fsal)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether a step has an error estimate."""
+        return bool(self.tableau.error)
+
+    @property
+    def jump(self) -> float:
+        """How far an adaptive step may go in log-SNR: a step sees what lies at its stages."""
+        return self.evals / 2
 
     @property
     def convergence(self) -> int:
@@ -76,40 +75,74 @@ class RungeKutta(OneStep):
         """Data on which one step is exact: those of the frame, where it has no linear part to integrate."""
         return self.frame.exact if self.frame.rate(0.0) == 0.0 else ()
 
-    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        """An empty carry."""
+    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[Tensor, ...]:
+        """The slope at now, where it is carried."""
         check_reverse(self, model, 0.0)
-        return ()
+        return (self._slope(model, x, now),) if self.tableau.fsal else ()
 
     def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
+        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[Tensor, ...], noise: NoiseSource | None
     ) -> Step:
         """All stages from now to next."""
-        return Step(self.through(model, x, now, next), carry)
+        frame, tableau = self.frame, self.tableau
+        if carry and carry[0].shape != x.shape:
+            raise InvalidArgumentError(
+                f"the carry holds a slope of shape {list(carry[0].shape)} and x has {list(x.shape)}: start anew with "
+                "init() when the batch changes"
+            )
+        h, slopes, out = self._stages(model, x, now, next, *carry)
+        error = None
+        if tableau.error:
+            scale = frame.scale(next) * h
+            error = combine(*((scale * weight, k) for weight, k in zip(tableau.error, slopes) if weight))
+            if tableau.second:
+                other = combine(*((scale * weight, k) for weight, k in zip(tableau.second, slopes) if weight))
+                size, second = mean_square(error), mean_square(other)
+                whole = size + 0.01 * second
+                error = error * like(torch.sqrt(size / torch.where(whole > 0, whole, 1.0)), error)
+        after = (slopes[-1],) if tableau.fsal else ()
+        return Step(out, after, error, float(tableau.order_error), inner=(x, *slopes))
 
     def through(self, model: Reverse, x: Tensor, now: Level, next: Level, first: Tensor | None = None) -> Tensor:
         """x at `next` by all stages; `first` is N at now, where it is known already."""
-        frame, start = self.frame, self.frame.clock(now)
+        rate = self.frame.rate(0.0)
+        if first is not None and rate:
+            first = combine((rate / self.frame.scale(now), x), (torch.ones_like(now.t), first))
+        return self._stages(model, x, now, next, first)[2]
+
+    def inside(self, process: SDE, now: Level, next: Level, inner: tuple[Tensor, ...], at: Level) -> Tensor:
+        """x at a level inside of a step, by the tableau's dense weights. Raises InvalidArgumentError without them."""
+        frame, (x, *slopes) = self.frame, inner
+        start = frame.clock(now)
         h = frame.clock(next) - start
-        into, zero = 1 / frame.scale(now), torch.zeros_like(h)
-        slopes: list[Tensor] = []
-        for row in self.tableau.a:
-            c = sum(row)
-            level = self._stage(model, now, next, start + c * h, c)
-            terms = [(weight * h, k) for weight, k in zip(row, slopes) if weight]
-            y = combine((into, x), *terms)
-            at = x if not slopes else combine((frame.scale(level), y)).to(x.dtype)
-            n = first if first is not None and not slopes else frame.field(model, at, level, 0.0)
-            rate = frame.rate(0.0)
-            slopes.append(combine((zero + rate, y), (zero + 1.0, n)) if rate else n)
-        scale = frame.scale(next)
-        terms = [(scale * weight * h, k) for weight, k in zip(self.tableau.b, slopes) if weight]
-        return combine((scale * into, x), *terms).to(x.dtype)
+        weights = self.tableau.inner((frame.clock(at) - start) / torch.where(h == 0, 1.0, h))
+        if weights is None:
+            raise InvalidArgumentError(f"the tableau {self.tableau} has no dense output: give its `dense` weights")
+        scale = frame.scale(at)
+        terms = [(scale * h * weight, k) for weight, k in zip(weights, slopes)]
+        return combine((scale / frame.scale(now), x), *terms).to(x.dtype)
+
+    def first_step(
+        self, model: Reverse, x: Tensor, now: Level, end: Level, carry: tuple[Tensor, ...], norm: Norm
+    ) -> tuple[Tensor, int]:
+        """The clock's first step, `[]` or `[B]`, from the slope and its change over a small step (`starting_step`)."""
+        slope = carry[0] if carry else self._slope(model, x, now)
+        return starting_step(
+            self.frame,
+            lambda y, level: self._slope(model, y, level),
+            model.process,
+            x,
+            now,
+            end,
+            slope,
+            norm,
+            self.tableau.order,
+        ), 2 - len(carry)
 
     def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
         """A solver per step of the grid with levels `[n + 1]`, in frames without a linear part; the same method."""
         frame = self.frame
-        if isinstance(model, ReverseSDE) or frame.rate(0.0) != 0.0:
+        if isinstance(model, ReverseSDE) or frame.rate(0.0) != 0.0 or self.tableau.fsal:
             return ()
         now, next = ends(levels)
         start = frame.clock(now)
@@ -122,9 +155,38 @@ class RungeKutta(OneStep):
             rows.append(numbers(torch.stack([scale * into, *(scale * weight * h for weight in row)], -1)))
         return [_Known(self, *parts) for parts in zip(zip(*map(points, here)), zip(*asks), zip(*rows))]
 
+    def _slope(self, model: Reverse, x: Tensor, level: Level) -> Tensor:
+        """`rate Y + N` at x."""
+        n, rate = self.frame.field(model, x, level, 0.0), self.frame.rate(0.0)
+        if not rate:
+            return n
+        return combine((rate / self.frame.scale(level), x), (torch.ones_like(level.t), n))
+
+    def _stages(
+        self, model: Reverse, x: Tensor, now: Level, next: Level, first: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The clock's step, the slopes of Y at all stages (`first`: the one at now, where it is known), x at next."""
+        frame, start = self.frame, self.frame.clock(now)
+        h = frame.clock(next) - start
+        into, fsal = 1 / frame.scale(now), self.tableau.fsal
+        slopes = [self._slope(model, x, now) if first is None else first]
+        at = x
+        for row in self.tableau.a[1:]:
+            c = min(1.0, sum(row))
+            level = self._stage(model, now, next, start + c * h, c)
+            scale = frame.scale(level)
+            terms = [(scale * weight * h, k) for weight, k in zip(row, slopes) if weight]
+            at = combine((scale * into, x), *terms).to(x.dtype)
+            slopes.append(self._slope(model, at, level))
+        if fsal:
+            return h, slopes, at
+        scale = frame.scale(next)
+        terms = [(scale * weight * h, k) for weight, k in zip(self.tableau.b, slopes) if weight]
+        return h, slopes, combine((scale * into, x), *terms).to(x.dtype)
+
     def _stage(self, model: Reverse, now: Level, next: Level, tau: Tensor, c: float) -> Level:
         """The level of the stage at the share c of the step, at the clock tau."""
-        if c in (0.0, 1.0):
+        if c == 0.0 or abs(c - 1) < 1e-12:
             return next if c else now
         return between(model.process, self.frame.level(model.process, tau).t, now, next)
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdegen.brownian import Clock
 from sdegen.control import Fixed
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.mixtures import GaussianMixture
@@ -169,11 +170,19 @@ def _check_affine(solver: Solver, out: Tensor, moved: Tensor) -> None:
         )
 
 
-def path_error(solver: Solver, process: Process, data: GaussianMixture, times: Tensor, refine: int = 2) -> float:
+def path_error(
+    solver: Solver,
+    process: Process,
+    data: GaussianMixture,
+    times: Tensor,
+    refine: int = 2,
+    clock: Clock | None = None,
+) -> float:
     """Root mean square distance between a solver's outputs on `times` and on a grid `refine` times as fine.
 
-    Both are driven by one Brownian path in t, `z = (W(next) - W(now)) / sqrt(|next - now|)`, and exact on Gaussian
-    data: the difference is linear in the start and the fine increments. Its slope is the strong order.
+    Both are driven by one Brownian path in the clock (t, or a function of the level as for `Brownian`),
+    `z = (W(next) - W(now)) / sqrt(|c(next) - c(now)|)`, and exact on Gaussian data: the difference is linear in the
+    start and the fine increments. Its slope is the strong order.
     """
     times = Fixed(times).times
     part = torch.linspace(0.0, 1.0, refine + 1, dtype=F64)[:-1]
@@ -183,7 +192,8 @@ def path_error(solver: Solver, process: Process, data: GaussianMixture, times: T
     x = law.mean().flatten().repeat(1 + size + count * size, 1)
     x[1 : 1 + size] += _root(law.cov()).mT
     x = x.reshape(-1, *data.shape)
-    model, path = data.score(process), _Path(fine, 1 + size)
+    steps = (fine if clock is None else clock(process.level(fine))).diff().abs()
+    model, path = data.score(process), _Path(fine, steps, 1 + size)
     gap = (responses(model, solver, times, x, path) - responses(model, solver, fine, x, path)).flatten(1)
     return float((gap[0].square().sum() + (gap[1:] - gap[0]).square().sum()).sqrt())
 
@@ -191,8 +201,8 @@ def path_error(solver: Solver, process: Process, data: GaussianMixture, times: T
 class _Path:
     """Increments of one Brownian path, unit responses to those of a fine grid."""
 
-    def __init__(self, fine: Tensor, first: int) -> None:
-        self.fine, self.first = fine, first
+    def __init__(self, fine: Tensor, steps: Tensor, first: int) -> None:
+        self.fine, self.steps, self.first = fine, steps, first
 
     def __call__(self, x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
         if tag:
@@ -204,7 +214,7 @@ class _Path:
         if abs(covered - total) > 1e-9 * total:
             raise NoLawError("a strong order is measured for draws over whole steps of the grid, not parts")
         for k in inside.nonzero().flatten().tolist():
-            share = math.sqrt(abs(float(self.fine[k + 1] - self.fine[k])) / total)
+            share = math.sqrt(float(self.steps[k] / self.steps[inside].sum()))
             start = self.first + k * size
             flat[start : start + size] = share * torch.eye(size, dtype=x.dtype)
         return flat.reshape(x.shape)

@@ -19,7 +19,8 @@ from sdegen.process import Process
 from sdegen.processes import DiscreteVP
 from sdegen.sde import SDE
 from sdegen.solve import run
-from sdegen.solvers.runge_kutta import RK4, RungeKutta
+from sdegen.solvers.runge_kutta import RungeKutta
+from sdegen.solvers.tableaus import RK4
 
 F64 = torch.float64
 LOW, HIGH = -3.0, 3.0

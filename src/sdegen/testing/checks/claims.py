@@ -55,6 +55,11 @@ class Claim:
         parts = () if on is None else on(self.model(), self.process.level(self.times(n)))
         return [part.evals for part in parts] or [self.solver.evals] * n
 
+    @property
+    def primes(self) -> int:
+        """The evaluations that it declares to make before the first step."""
+        return getattr(self.solver, "primes", 0)
+
     def model(self, problem: str = "three", process: Process | None = None) -> ScoreModel:
         return PROBLEMS[problem].data.score(process or self.process)
 

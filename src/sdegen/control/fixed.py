@@ -1,4 +1,4 @@
-"""Controllers: which step next, and was the last one good?"""
+"""The protocol of a controller, and fixed grids."""
 
 from __future__ import annotations
 

@@ -1,0 +1,98 @@
+"""Samples to a tolerance: the network's batch is kept full from a queue of seeds, each sample with its own steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdegen import noise as noises
+from sdegen.active import Feed, Run
+from sdegen.brownian import Brownian
+from sdegen.checks import check_solve
+from sdegen.control import PI
+from sdegen.errors import InvalidArgumentError
+from sdegen.frames import TIME
+from sdegen.methods import adams, adaptive_heun, tsit5
+from sdegen.process import Process
+from sdegen.sde import ReverseSDE
+from sdegen.solution import Solution, guard
+from sdegen.solvers.base import Solver
+from sdegen.starts import begin_at, denoised
+
+
+def adaptive_default(model: Any) -> Solver:
+    """The adaptive solver for a model where none is given."""
+    if not isinstance(model, ReverseSDE):
+        return adams()
+    return adaptive_heun(model.eta) if model.eta else tsit5(frame=TIME)
+
+
+def controlled(tol: Any, start: float | None, end: float | None, **others: Any) -> PI:
+    """The controller that `sample(tol=...)` asks for. Raises InvalidArgumentError for what does not go with it."""
+    for name, value in others.items():
+        if value is not None and value is not False:
+            raise InvalidArgumentError(
+                f"{name} does not go with tol, which chooses each sample's own steps: leave one of them out (sd.solve "
+                "with sd.PI takes observers, and dense=True keeps the paths)"
+            )
+    if not isinstance(tol, PI):
+        return PI(tol=tol, start=start, end=end)
+    if start is not None or end is not None:
+        raise InvalidArgumentError("give start and end to the PI itself, PI(start=..., end=...)")
+    return tol
+
+
+def to_tolerance(
+    model: Any,
+    event: tuple[int, ...],
+    control: PI,
+    solver: Any,
+    seeds: Tensor,
+    x: Tensor | None,
+    dtype: torch.dtype,
+    size: int,
+    noise: Callable[[Tensor], Any],
+    denoise: bool,
+    progress: bool | None,
+) -> Solution:
+    """One sample per seed `[n]`, at most `size` of them in the network's batch; failed ones with their status."""
+    process, device = model.process, seeds.device
+    bound = control.bind(solver, process, dtype)
+    if not bound.towards_data:
+        raise InvalidArgumentError("sample runs from noise to data: start must be above end (sd.encode runs them up)")
+    if noise is noises.White:
+        noise = lambda own: brownian(own, process, solver)  # noqa: E731
+
+    def start(index: Tensor) -> Tensor:
+        index = index.to(device)
+        return begin_at(model, seeds[index], event, dtype, bound.first.t) if x is None else x[index]
+
+    def rows(index: Tensor) -> Any:
+        return model.rows(index.to(device)) if hasattr(model, "rows") else model
+
+    def source(index: Tensor) -> Any:
+        return noise(seeds[index.to(device)]) if solver.stochastic else None
+
+    count = len(seeds)
+    first = torch.arange(min(1, count))
+    check_solve(rows(first), start(first), control, solver, source(first), "return", None)
+    feed = Feed(count, rows, start, source)
+    whole = Run(feed, min(size, count) if not control.fixed_shapes else size, process, bound, solver).solve(progress)
+    if not denoise or isinstance(model, ReverseSDE) or not count:
+        return whole
+    parts = []
+    with guard(lambda: "in the last denoising; `partial` has the states before it", lambda: whole):
+        for begin in range(0, count, size):
+            index = torch.arange(begin, begin + size, device=device).clamp(max=count - 1)
+            part = whole.rows_at(index)
+            parts.append(denoised(rows(index), part, part.level).rows(min(size, count - begin)))
+    return Solution.join(parts)
+
+
+def brownian(seeds: Tensor, process: Any, solver: Any) -> Brownian:
+    """A path in the clock in which the solver's own noise is Brownian, where it says which."""
+    clock = solver.clock(process) if isinstance(process, Process) and hasattr(solver, "clock") else None
+    return Brownian(seeds, process, clock=clock)
