@@ -14,8 +14,9 @@ help: ## list the targets
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-compile -q -c constraints.txt -e '.[dev]'
-	# these two ask for torchvision, which their samplers do not use; the extra has what they do use
-	$(BIN)/python -m pip install --no-compile -q -c constraints.txt --no-deps azula k-diffusion
+	# the first two ask for torchvision, which their samplers do not use, and torchode for a typeguard of 2021, by way of
+	# torchtyping, of which it uses names only; the extra has what they do use
+	$(BIN)/python -m pip install --no-compile -q -c constraints.txt --no-deps azula k-diffusion torchode torchtyping typeguard
 	@touch $@
 
 demo: $(STAMP) ## sample handwritten digits with every method; pictures and a table in demo-output/

@@ -98,7 +98,7 @@ def test_in_every_frame_and_process(frame, make):
     for process in (sd.VP(), sd.SubVP(), sd.VE(), sd.EDM(), sd.Cosine(), sd.Flow(), sd.DiscreteVP()):
         model, x = law.score(process), start(process, 8, 1)
         found = sd.solve(model, x, sd.PI(tol=1e-3), make(frame))
-        assert float(error(found.x, tight(model, x)).median()) < 5e-3
+        assert float(error(found.x, tight(model, x)).median()) < 1e-2
         assert bool((found.level.t == process.t_min).all())
 
 
@@ -213,11 +213,12 @@ def test_a_sample_is_what_it_would_be_alone(make):
     process, solver = sd.VP(), make()
     model, x, seeds = mixture().score(process), start(process, 23), sd.noise.seeds(9, 23)
     noise = sd.Brownian(seeds, process) if solver.stochastic else None
-    together = sd.solve(model, x, sd.PI(tol=1e-2), solver, noise=noise)
+    control = sd.PI(tol=0.2 if solver.stochastic else 1e-2)
+    together = sd.solve(model, x, control, solver, noise=noise)
     assert together.nfe.unique().numel() > 1 or make in PAIRS
     for i in range(0, 23, 4):
         own = None if noise is None else noise.rows(torch.tensor([i]))
-        alone = sd.solve(model, x[i : i + 1], sd.PI(tol=1e-2), solver, noise=own)
+        alone = sd.solve(model, x[i : i + 1], control, solver, noise=own)
         assert torch.equal(alone.x[0], together.x[i])
         assert alone.nfe[0] == together.nfe[i]
         assert alone.accepted[0] == together.accepted[i]
@@ -227,12 +228,12 @@ def test_a_sample_is_what_it_would_be_alone(make):
 @pytest.mark.parametrize("make", [sd.adams, sd.tsit5, lambda: sd.adams(eta=1.0)])
 def test_a_queue_gives_what_one_batch_gives(make):
     model = mixture().score(sd.EDM())
-    plain = sd.sample(model, (40, 2), tol=1e-2, solver=make(), dtype=F64)
-    fixed = sd.PI(tol=1e-2, fixed_shapes=True, chunk=5)
-    for size, control in ((7, sd.PI(tol=1e-2)), (16, fixed), (64, sd.PI(tol=1e-2))):
+    tol = 0.2 if make().stochastic else 1e-2
+    plain = sd.sample(model, (40, 2), tol=tol, solver=make(), dtype=F64)
+    for size, control in ((7, tol), (16, sd.PI(tol=tol, fixed_shapes=True, chunk=5)), (64, tol)):
         assert torch.equal(plain, sd.sample(model, (40, 2), tol=control, solver=make(), batch_size=size, dtype=F64))
     some = sd.noise.seeds(0, 40)[[3, 31]]
-    assert torch.equal(plain[[3, 31]], sd.sample(model, (2, 2), tol=1e-2, solver=make(), seed=some, dtype=F64))
+    assert torch.equal(plain[[3, 31]], sd.sample(model, (2, 2), tol=tol, solver=make(), seed=some, dtype=F64))
 
 
 def test_the_batch_stays_full_until_the_queue_is_empty():
@@ -240,9 +241,11 @@ def test_the_batch_stays_full_until_the_queue_is_empty():
     sd.sample(net.model(), (100, 2), tol=1e-3, batch_size=16, denoise=False, dtype=F64)
     least = min(k for k, size in enumerate(net.calls) if size < 16)
     assert sum(net.calls[:least]) / sum(net.calls) > 0.7
-    fixed = Recording(sd.VP(), mixture())
-    sd.sample(fixed.model(), (20, 2), tol=sd.PI(tol=1e-3, fixed_shapes=True), batch_size=16, dtype=F64)
-    assert set(fixed.calls) == {16}
+    for solver, count in itertools.product((sd.adams(), sd.dopri5(), sd.heun_euler(), sd.tsit5(sd.TIME)), (5, 20)):
+        fixed = Recording(sd.VP(), mixture())
+        control = sd.PI(tol=1e-1, fixed_shapes=True)
+        sd.sample(fixed.model(), (count, 2), tol=control, solver=solver, batch_size=16, dtype=F64)
+        assert set(fixed.calls) == {16}, solver
 
 
 def test_conditions_follow_their_samples():
@@ -343,7 +346,7 @@ def test_a_blow_up_ends_with_its_time():
     found = sd.solve(
         flow, torch.ones(1, 1, dtype=F64), sd.PI(rtol=1e-6, atol=1e-9), sd.tsit5(sd.TIME), on_failure="return"
     )
-    assert int(found.status[0]) in (sd.Status.STEP_TOO_SMALL, sd.Status.NONFINITE, sd.Status.MAX_STEPS)
+    assert found.status.tolist() == [sd.Status.STEP_TOO_SMALL]
     assert 1.0 - 1e-3 <= float(found.level.t[0]) <= 1.0 + 1e-3
     assert bool(found.x.isfinite().all())
 
@@ -362,6 +365,107 @@ def test_an_exception_in_the_score_keeps_what_is_done():
     assert any("in attempt" in note for note in caught.value.__notes__)
     assert caught.value.partial.x.shape == (3, 2)
     assert bool((caught.value.partial.status == sd.Status.STOPPED).all())
+
+
+@pytest.mark.parametrize("make", [sd.adams, sd.dopri5, lambda: sd.Adams(frame=sd.TIME)])
+@pytest.mark.parametrize(
+    "options", [{"first_step": 1e-20}, {"max_step": 1e-20}, {"safety": 1e-30}, {"max_jump": 1e-20}]
+)
+def test_steps_below_rounding_end_a_solve(options, make):
+    """No bound on attempts helps where an attempt that stands still is taken for the first one."""
+    model, x = mixture().score(sd.VP()), start(sd.VP(), 2)
+    found = sd.solve(model, x, sd.PI(tol=1e-2, max_attempts=50, **options), make(), on_failure="return")
+    assert set(found.status.tolist()) <= {sd.Status.STEP_TOO_SMALL, sd.Status.MAX_STEPS, sd.Status.OK}
+    if "max_jump" not in options or "TIME" not in repr(make()):
+        assert found.status.tolist() == [sd.Status.STEP_TOO_SMALL] * 2
+
+
+def test_directions_are_checked():
+    process, noise = sd.VP(), sd.Brownian(sd.noise.seeds(0, 2), sd.VP())
+    model, x = mixture().score(process), start(process, 2)
+    up = sd.PI(start=process.t_min, end=process.t_max)
+    with pytest.raises(sd.InvalidArgumentError, match="times must decrease"):
+        sd.solve(model, x, up, sd.adams(eta=1.0), noise=noise)
+    with pytest.raises(sd.InvalidArgumentError, match="times must decrease"):
+        sd.solve(process.reverse(model), x, up, sd.adaptive_heun(), noise=noise)
+    with pytest.raises(sd.InvalidArgumentError, match="times must increase"):
+        sd.solve(process.as_forward(), x, sd.PI(), sd.adaptive_heun(), noise=noise)
+
+
+def test_a_rejected_attempt_that_was_nan_leaves_no_gradient():
+    """Below 0 the drift is NaN; the first attempts of one sample go there, are rejected, and must not be seen."""
+    w = torch.tensor(1.0, dtype=F64, requires_grad=True)
+    sde = sd.SDE.from_functions(lambda x, t: 3 * w * torch.sqrt(x), lambda x, t: torch.zeros_like(t))
+    flow = sde.probability_flow(lambda x, t: torch.zeros_like(x))
+    x = torch.tensor([[3.5], [9.9]], dtype=F64, requires_grad=True)
+    found = sd.solve(flow, x, sd.PI(tol=1e-6, first_step=1.0, max_step=1.0), sd.tsit5(sd.TIME))
+    assert int(found.rejected[0]) > 0
+    found.x.sum().backward()
+    # x(0) = (sqrt(x(1)) - 3 w / 2)^2
+    roots = x.detach().sqrt()
+    assert torch.allclose(x.grad, (roots - 1.5) / roots, rtol=1e-4)
+    assert float(w.grad) == pytest.approx(float((-3 * (roots - 1.5)).sum()), rel=1e-4)
+
+
+def test_exceptions_keep_their_notes_and_what_is_done():
+    process, x = sd.VP(), start(sd.VP(), 3)
+
+    def broken_after(calls):
+        def net(x, t):
+            nonlocal calls
+            calls -= 1
+            if calls < 0:
+                raise RuntimeError("broken")
+            return x
+
+        return sd.ScoreModel(process, net, "noise")
+
+    for run in (
+        lambda: sd.solve(broken_after(0), x, sd.PI(tol=1e-2), sd.dopri5()),
+        lambda: sd.solve(broken_after(5), x, sd.grids.karras(process, 9), sd.ddim(), checkpoint=3),
+    ):
+        with pytest.raises(RuntimeError, match="broken") as caught:
+            run()
+        assert any("sdegen:" in note for note in caught.value.__notes__)
+    assert caught.value.partial.accepted.tolist() == [3] * 3
+    spent = int(sd.solve(broken_after(10**6), x[:1], sd.PI(tol=1e-2), sd.adams()).nfe)
+    with pytest.raises(RuntimeError, match="broken") as caught:
+        sd.sample(broken_after(spent), (60, 2), tol=1e-2, batch_size=60, dtype=F64, x=x[:1].expand(60, 2))
+    assert caught.value.partial.x.shape == (60, 2)
+
+
+def test_a_solver_that_changes_the_dtype_is_refused():
+    class Widening(sd.Adams):
+        def step(self, model, x, now, next, carry, noise):
+            step = super().step(model, x, now, next, carry, noise)
+            return step._replace(x=step.x.double())
+
+    model, x = mixture().score(sd.VP()), start(sd.VP(), 2).float()
+    with pytest.raises(sd.InvalidArgumentError, match=r"it must keep \[2, 2\] and torch.float32"):
+        sd.solve(model, x, sd.PI(tol=1e-2), Widening())
+    with pytest.raises(sd.InvalidArgumentError, match=r"it must keep \[2, 2\] and torch.float32"):
+        sd.solve(model, x, sd.grids.karras(sd.VP(), 4), Widening(), checkpoint=2)
+
+
+def test_a_process_without_signal_at_its_end_is_refused():
+    class Straight(sd.Flow):
+        def __post_init__(self):
+            """Without the check of the span."""
+
+    process = Straight(t_max=1.0)
+    with pytest.raises(sd.InvalidArgumentError, match=r"alpha\(1\) = 0"):
+        sd.sample(sd.ScoreModel(process, lambda x, t: x, "noise"), (3, 2), tol=1e-2)
+
+
+def test_observers_see_all_samples_and_may_stop():
+    model, x = mixture().score(sd.VP()), start(sd.VP(), 4)
+    with torch.inference_mode():
+        seen = sd.solve(model, x, sd.PI(tol=1e-2), sd.adams(), observe=lambda p: (p.nfe, p.x.shape, p.preview().shape))
+    assert all(shape == preview == x.shape for _, shape, preview in seen.path)
+    stopped = sd.solve(model, x, sd.PI(tol=1e-2), sd.adams(), observe=lambda p: sd.STOP if p.step == 5 else None)
+    assert stopped.status.tolist() == [sd.Status.STOPPED] * 4
+    with pytest.raises(sd.InvalidArgumentError, match="edit a copy"):
+        sd.solve(model, x, sd.PI(tol=1e-2), sd.adams(), observe=lambda p: p.x.zero_())
 
 
 # ---------------------------------------------------------------------------------------------------- mistakes
@@ -485,6 +589,16 @@ def test_samples_stop_at_their_own_events(grid):
     late = (event(x, None).sign() * event(whole.x, None).sign()) < 0
     assert bool(hit[late].all())
     assert float((whole.dense(found.level) - found.x).abs().max()) < 1e-9
+    ended = sd.solve(model, x, control, solver, event=event, dense=True)
+    assert torch.equal(ended.x, found.x)
+    later = ended.dense(found.level.t * 0.999)
+    assert bool(later[hit].isnan().all())
+    before = ended.dense((found.level.t * 1.001).clamp(max=process.t_max))
+    assert bool(before.isfinite().all())
+    odd = sd.solve(model, x, control, solver, event=lambda x, level: torch.log(x[:, 0]))
+    assert bool((odd.status == sd.Status.OK).any())
+    with pytest.raises(sd.InvalidTypeError, match="one floating number per sample"):
+        sd.solve(model, x, control, solver, event=lambda x, level: x[:, 0] > 0)
     assert bool((found.nfe[hit] <= whole.nfe[hit]).all())
 
 
@@ -495,25 +609,25 @@ def test_a_rejected_step_stays_on_its_path():
     model, seeds = mixture().score(process), sd.noise.seeds(4, 64)
     x, solver = start(process, 64), sd.adams(eta=1.0)
     noise = sd.Brownian(seeds, process, clock=solver.clock(process))
-    ends = [sd.solve(model, x, sd.PI(tol=tol, max_jump=0.5), solver, noise=noise).x for tol in (0.1, 0.01, 1e-3)]
+    ends = [sd.solve(model, x, sd.PI(tol=tol, max_jump=0.5), solver, noise=noise).x for tol in (0.3, 0.03, 3e-3)]
     far, near = (float(error(end, ends[-1]).median()) for end in ends[:2])
     assert near < 0.4 * far < 0.1
 
 
 @pytest.mark.parametrize("make", [lambda: sd.adams(eta=1.0), lambda: sd.adaptive_heun(1.0), lambda: sd.adams(eta=0.5)])
 def test_adaptive_noise_has_the_right_law(make):
-    """Variances of a Gaussian within 8 %: 2,000 samples have 3.2 % of noise per variance, five of them together.
+    """Means and variances of a Gaussian at 0.2 of the scale: the tolerance leaves 2 % or so, the draw the rest.
 
-    False positives: a chi-squared deviation of 2.4 standard errors beyond the allowed bias of 0.4 of it, three
-    variances, is not improbable enough alone; the seed is fixed, so the test is one draw, and does not flicker.
+    2,000 samples: a variance has a standard error of 3.2 %, a mean one of 0.022 standard deviations, so that either
+    bound is 5.5 of them away, 4e-8 for each of six numbers; a variance that is 30 % off fails with certainty.
     """
     process = sd.VP()
     law = sd.Gaussian(torch.tensor([0.5, -1.0, 0.0], dtype=F64), std=torch.tensor([0.2, 0.5, 1.0], dtype=F64))
     x = sd.sample(law.score(process), (2000, 3), tol=0.05, solver=make(), dtype=F64, denoise=False)
     target = law.at(process.level(process.t_min)) if hasattr(law, "at") else law
     ratio = x.var(0) / target.cov().diagonal()
-    assert float((ratio - 1).abs().max()) < 0.16
-    assert float((x.mean(0) - target.mean()).abs().max()) < 0.12
+    assert float((ratio - 1).abs().max()) < 0.2
+    assert float(((x.mean(0) - target.mean()) / target.cov().diagonal().sqrt()).abs().max()) < 0.14
 
 
 def test_the_controllers_arithmetic():

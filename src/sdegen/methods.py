@@ -276,11 +276,11 @@ def adams(order: int | None = None, sigma_data: float = 1.0, eta: float = 0.0) -
     """Adaptive steps and orders, one evaluation per attempt: what `sample(tol=...)` takes, in ANGLE and log-SNR.
 
     order: the highest, 6 if None. sigma_data: the scale of the data (EDM's networks: 0.5). eta > 0: in WIENER, with the
-    noise of a Brownian path and, if None, one past value (docs/adaptive.md compares them). No peer has it;
+    noise of a Brownian path and, if None, order 2 (docs/adaptive.md compares them). No peer has it;
     torchdiffeq's implicit_adams is of the kind, in t and for the whole batch.
     """
     if eta:
-        return Adams(1 if order is None else order, WIENER(sigma_data=sigma_data), eta)
+        return Adams(2 if order is None else order, WIENER(sigma_data=sigma_data), eta)
     return Adams(6 if order is None else order, ANGLE(sigma_data=sigma_data, variable=log_snr))
 
 
