@@ -126,6 +126,12 @@ class StochasticHeun(_InTime):
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
     ) -> Step:
         """One step."""
+        return Step(self._both(model, x, now, next, noise)[0].to(x.dtype), carry)
+
+    def _both(
+        self, model: Reverse, x: Tensor, now: Level, next: Level, noise: NoiseSource | None
+    ) -> tuple[Tensor, Tensor]:
+        """x at `next`, and what Euler-Maruyama makes of the same step."""
         h, one, wide = next.t - now.t, torch.ones_like(next.t), widen(x)
         drift = TIME.field(model, x, now, self.eta)
         ahead = combine((one, wide), (h, drift))
@@ -137,8 +143,7 @@ class StochasticHeun(_InTime):
             kick = self._kick(model, wide, ahead, now, next, g, dw, noise)
             ahead = ahead + diffuse(g, dw, wide)
         later = TIME.field(model, ahead.to(x.dtype), next, self.eta)
-        out = combine((one, wide), (h / 2, drift), (h / 2, later)) + kick
-        return Step(out.to(x.dtype), carry)
+        return combine((one, wide), (h / 2, drift), (h / 2, later)) + kick, ahead
 
     def _kick(
         self,
