@@ -10,6 +10,9 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from sdegen.errors import InvalidArgumentError
 
+_AT_ONCE = 1 << 16
+"""How many elements a sum takes at a time on a CPU."""
+
 
 def like(weight: Tensor, x: Tensor) -> Tensor:
     """A weight `[]` or `[B]` in x's dtype, shaped to multiply x `[B, *S]`; `[]` may stay on the host."""
@@ -75,17 +78,24 @@ def mean_square(x: Tensor) -> Tensor:
     The order of the sum depends on a sample's size alone, so its bits do not depend on the batch, as those of `sum` do.
     """
     flat = x.flatten(1)
-    size = flat.shape[1]
+    count, size = flat.shape
+    if not size:
+        return x.new_zeros(count, dtype=torch.float64)
+    # some rows at a time, which bounds the temporaries; bits do not change
+    rows = max(1, (_AT_ONCE if flat.device.type == "cpu" else 64 * _AT_ONCE) // size)
+    if count <= rows or torch.compiler.is_compiling():
+        return _paired(flat) / size
+    return torch.cat([_paired(flat[k : k + rows]) for k in range(0, count, rows)]) / size
+
+
+def _paired(flat: Tensor) -> Tensor:
+    """The sum of squares of each row, halves added until one column is left."""
     flat = flat.double().square()
     while flat.shape[1] > 1:
         half = flat.shape[1] // 2
-        rest = flat[:, 2 * half :]
-        flat = (
-            torch.cat([flat[:, :half] + flat[:, half : 2 * half], rest], 1)
-            if rest.shape[1]
-            else (flat[:, :half] + flat[:, half:])
-        )
-    return flat[:, 0] / size if size else x.new_zeros(x.shape[0], dtype=torch.float64)
+        added = flat[:, :half] + flat[:, half : 2 * half]
+        flat = torch.cat([added, flat[:, 2 * half :]], 1) if flat.shape[1] % 2 else added
+    return flat[:, 0]
 
 
 def softplus(x: Tensor) -> Tensor:
