@@ -225,9 +225,10 @@ class Run:
         primed = rows(torch.cat(self.primed), which)
         nfe = (primed + pace.tries * self.solver.evals).to(torch.int32)
         error = _SPREAD * max(self.control.rtol, self.control.atol) * pace.total.sqrt()
-        return Solution(
+        found = Solution(
             x, now, nfe, pace.accepted, pace.tries - pace.accepted, pace.status, self.path, error, self.dense
         )
+        return found._replace(error=torch.where(found.ok, error, torch.inf))  # what a failed sample is worth
 
 
 def _parked(batch: Batch) -> Batch:

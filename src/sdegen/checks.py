@@ -10,7 +10,7 @@ from torch import Tensor
 from sdegen.brownian import Brownian
 from sdegen.control import PI, Fixed
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable, warn_caller
-from sdegen.sde import ForwardSDE, ReverseSDE
+from sdegen.sde import SDE, ForwardSDE, ReverseSDE
 from sdegen.tensors import finite_rows
 
 
@@ -19,6 +19,7 @@ def check_parts(model: Any, solver: Any, observe: Any) -> None:
     if not hasattr(model, "process") or not (isinstance(model, ReverseSDE) or callable(model)):
         raise InvalidTypeError(
             f"model must be a ScoreModel or a ReverseSDE, got {model!r}; wrap a callable as ScoreModel(process, net)"
+            + ("; an SDE runs as sde.as_forward(), or back as sde.reverse(score)" if isinstance(model, SDE) else "")
         )
     missing = [name for name in ("init", "step", "evals", "stochastic", "memory") if not hasattr(solver, name)]
     if isinstance(solver, type) or missing:
@@ -55,8 +56,9 @@ def check_solve(model: Any, x: Any, control: Any, solver: Any, noise: Any, on_fa
         )
     if adaptive and not isinstance(noise, Brownian):
         raise InvalidArgumentError(
-            f"adaptive steps with noise need a Brownian path, sd.Brownian(seeds, process), got {noise!r}: a step that "
-            "is rejected for the noise it met, and tried again with fresh noise, would bias the law of the samples"
+            f"adaptive steps with noise need a Brownian path, sd.Brownian(seeds, process), got {type(noise).__name__}: "
+            "a step that is rejected for the noise it met, and tried again with fresh noise, would bias the law of the "
+            "samples"
         )
     seeds = getattr(noise, "seeds", None)
     if isinstance(noise, type) or (isinstance(seeds, Tensor) and len(seeds) != x.shape[0]):

@@ -74,7 +74,9 @@ class Dense:
 
 def check_dense(solver: Any, what: str) -> None:
     """Raises InvalidArgumentError unless the solver's steps have a polynomial inside."""
-    if not hasattr(solver, "inside") or solver.stochastic:
+    if solver.stochastic:
+        raise InvalidArgumentError(f"{what} needs a solver without noise, whose steps have a polynomial; got {solver}")
+    if not hasattr(solver, "inside"):
         raise InvalidArgumentError(
             f"{what} needs a solver whose steps can be evaluated inside: sd.adams(), or a RungeKutta with dense "
             f"weights (sd.dopri5(), sd.tsit5(), sd.heun()); got {solver}"

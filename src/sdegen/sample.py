@@ -21,7 +21,7 @@ from sdegen.grids import Grid, by_time, check_steps, check_times
 from sdegen.methods import default, euler_maruyama
 from sdegen.process import Process
 from sdegen.progress import progress_bar
-from sdegen.sde import Model, ReverseSDE
+from sdegen.sde import Level, Model, ReverseSDE
 from sdegen.solution import STOP, Observer, Progress, Solution, ended
 from sdegen.solve import run, solve
 from sdegen.solvers.base import Reverse, Solver
@@ -49,11 +49,12 @@ def sample(
     seed: int | Tensor = 0,
     batch_size: int | None = None,
     denoise: bool = True,
-    noise: Callable[[Tensor], noises.NoiseSource] = noises.White,
+    noise: Callable[[Tensor], noises.NoiseSource] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     observe: Observer | None = None,
     return_path: Literal[False] = False,
+    return_solution: Literal[False] = False,
     progress: bool | None = None,
 ) -> Tensor: ...
 @overload
@@ -71,13 +72,37 @@ def sample(
     seed: int | Tensor = 0,
     batch_size: int | None = None,
     denoise: bool = True,
-    noise: Callable[[Tensor], noises.NoiseSource] = noises.White,
+    noise: Callable[[Tensor], noises.NoiseSource] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     observe: Observer | None = None,
     return_path: Literal[True],
+    return_solution: Literal[False] = False,
     progress: bool | None = None,
 ) -> Trajectory: ...
+@overload
+def sample(
+    model: Reverse,
+    shape: Sequence[int],
+    *,
+    steps: int | None = None,
+    solver: Solver | None = None,
+    grid: Grid | Tensor | Sequence[float] | None = None,
+    tol: float | PI | None = None,
+    x: Tensor | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    seed: int | Tensor = 0,
+    batch_size: int | None = None,
+    denoise: bool = True,
+    noise: Callable[[Tensor], noises.NoiseSource] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    observe: Observer | None = None,
+    return_path: Literal[False] = False,
+    return_solution: Literal[True],
+    progress: bool | None = None,
+) -> Solution: ...
 @strict_keywords
 @torch.no_grad()
 def sample(
@@ -94,13 +119,14 @@ def sample(
     seed: int | Tensor = 0,
     batch_size: int | None = None,
     denoise: bool = True,
-    noise: Callable[[Tensor], noises.NoiseSource] = noises.White,
+    noise: Callable[[Tensor], noises.NoiseSource] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     observe: Observer | None = None,
     return_path: bool = False,
+    return_solution: bool = False,
     progress: bool | None = None,
-) -> Tensor | Trajectory:
+) -> Tensor | Trajectory | Solution:
     """n samples `[n, *S]`, each a function of its own seed alone; `shape` is `(n, *S)`.
 
     tol: instead of steps and a grid, the error at the end relative to the scale of the data, to which every sample is
@@ -115,7 +141,8 @@ def sample(
     (with `model.rows(index)` where conditions are per sample). batch_size: how many samples the network sees at once;
     always that many, the last batch padded, so that a sample's bits do not depend on n. denoise: end with the predicted
     data at the last level, one evaluation more, instead of the state there (a `ReverseSDE` has no such prediction and
-    ends with the state). noise: makes the source from a batch's seeds `[B]`. dtype, device: those of x or the network
+    ends with the state). noise: makes the source from a batch's seeds `[B]`,
+    `White` unless given, `Brownian` with a tolerance. dtype, device: those of x or the network
     by default, else float32 on the CPU. observe: see `solve`; what it returns is not kept, and `STOP` ends its batch
     (which is denoised at the level reached). return_path: return a `Trajectory`, with all states and previews.
     progress: None shows a bar on terminals.
@@ -132,7 +159,9 @@ def sample(
         solver = adaptive_default(model) if adaptive else _own(model)
     check_parts(model, solver, observe)
     if adaptive:
-        control: Any = controlled(tol, start, end, steps=steps, grid=grid, observe=observe, return_path=return_path)
+        control: Any = controlled(
+            tol, start, end, batch_size is not None, steps=steps, grid=grid, observe=observe, return_path=return_path
+        )
     else:
         control = _control(model, solver, grid, steps, start, end)
         if not control.towards_data:
@@ -152,7 +181,8 @@ def sample(
     shown = progress if progress is not None else (None if sys.stderr.isatty() else False)
     if adaptive:
         whole = to_tolerance(model, event, control, solver, seeds, x, dtype, size, noise, denoise, shown)
-        return ended(whole, "raise").x
+        ended(whole, "raise")
+        return whole if return_solution else whole.x
     parts: list[Solution] = []
     paths: list[Recorder] = []
     with _keeping(parts, n), progress_bar(chunks * control.steps, shown) as bar:
@@ -161,7 +191,7 @@ def sample(
             index = torch.arange(first, first + size, device=device).clamp(max=n - 1)
             here, own = model.rows(index) if hasattr(model, "rows") else model, seeds[index]
             begin = begin_at(here, own, event, dtype, control.times[0]) if x is None else x[index]
-            source = noise(own) if solver.stochastic or control.passes > 1 else None
+            source = (noise or noises.White)(own) if solver.stochastic or control.passes > 1 else None
             record = Recorder(begin[:real], here.process.level(control.times[0])) if return_path else None
             paths += [record] if record else []
             watch = _Watch(observe, bar, real, record)
@@ -171,7 +201,10 @@ def sample(
             if denoise and not isinstance(here, ReverseSDE):
                 parts[-1] = denoised(here, part, watch.level).rows(real)
     empty = torch.empty(0, *event, dtype=dtype, device=device)
-    result = ended(Solution.join(parts), "raise").x if parts else empty
+    found = ended(Solution.join(parts), "raise") if parts else _nothing(empty, model.process.level(control.times[0]))
+    result = found.x
+    if return_solution:
+        return found
     if not return_path:
         return result
     return joined(result, paths or [Recorder(empty, model.process.level(control.times[0]))])
@@ -183,11 +216,17 @@ def _check_planned(plan: Any, tol: Any) -> None:
         raise InvalidArgumentError(f"{plan} has tolerances of its own: give them to it, and leave tol out")
     wanted = tol.tol if isinstance(tol, PI) else tol
     share = plan.error / getattr(plan, "scale", 1.0)
-    if wanted is not None and share > wanted:
+    if wanted is not None and not share <= wanted:
         raise InvalidArgumentError(
             f"this plan's own estimate of its error is {share:.1e} of the data's scale, above tol={wanted:g}: "
             "calibrate one with calibrate(model, shape, tol=...), or leave the plan out for adaptive steps"
         )
+
+
+def _nothing(empty: Tensor, level: Level) -> Solution:
+    """The solution for no samples."""
+    none = torch.zeros(0, dtype=torch.int32, device=empty.device)
+    return Solution(empty, Level(*(v.expand(0) for v in level)), none, none, none, none.to(torch.int8), [])
 
 
 @contextlib.contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen import noise as noises
 from sdegen.active import Feed, Run
 from sdegen.brownian import Brownian
 from sdegen.checks import check_solve
@@ -30,18 +30,20 @@ def adaptive_default(model: Any) -> Solver:
     return adaptive_heun(model.eta) if model.eta else tsit5(frame=TIME)
 
 
-def controlled(tol: Any, start: float | None, end: float | None, **others: Any) -> PI:
+def controlled(tol: Any, start: float | None, end: float | None, padded: bool = False, **others: Any) -> PI:
     """The controller that `sample(tol=...)` asks for. Raises InvalidArgumentError for what does not go with it."""
     for name, value in others.items():
         if value is not None and value is not False:
             raise InvalidArgumentError(
-                f"{name} does not go with tol, which chooses each sample's own steps: leave one of them out (sd.solve "
-                "with sd.PI takes observers, and dense=True keeps the paths)"
+                f"{name} does not go with tol, which chooses each sample's own steps: leave one of them out"
+                + (" (sd.solve with sd.PI takes both)" if name in ("observe", "return_path") else "")
             )
     if not isinstance(tol, PI):
-        return PI(tol=tol, start=start, end=end)
+        return PI(tol=tol, start=start, end=end, fixed_shapes=padded)
+    if tol.start is tol.end is None:
+        return replace(tol, start=start, end=end)
     if start is not None or end is not None:
-        raise InvalidArgumentError("give start and end to the PI itself, PI(start=..., end=...)")
+        raise InvalidArgumentError("give start and end once, to the PI or to the call")
     return tol
 
 
@@ -54,7 +56,7 @@ def to_tolerance(
     x: Tensor | None,
     dtype: torch.dtype,
     size: int,
-    noise: Callable[[Tensor], Any],
+    noise: Callable[[Tensor], Any] | None,
     denoise: bool,
     progress: bool | None,
 ) -> Solution:
@@ -63,8 +65,7 @@ def to_tolerance(
     bound = control.bind(solver, process, dtype)
     if not bound.towards_data:
         raise InvalidArgumentError("sample runs from noise to data: start must be above end (sd.encode runs them up)")
-    if noise is noises.White:
-        noise = lambda own: brownian(own, process, solver)  # noqa: E731
+    make = noise or (lambda own: brownian(own, process, solver))
 
     def start(index: Tensor) -> Tensor:
         index = index.to(device)
@@ -74,7 +75,7 @@ def to_tolerance(
         return model.rows(index.to(device)) if hasattr(model, "rows") else model
 
     def source(index: Tensor) -> Any:
-        return noise(seeds[index.to(device)]) if solver.stochastic else None
+        return make(seeds[index.to(device)]) if solver.stochastic else None
 
     count = len(seeds)
     first = torch.arange(min(1, count))

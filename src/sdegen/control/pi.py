@@ -69,7 +69,7 @@ class PI:
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is not None and not (number and 0 <= value < math.inf):
-                raise InvalidArgumentError(f"{name} must be a finite number >= 0, got {value!r}")
+                raise InvalidArgumentError(f"{name} must be a finite number >= 0 (tol > 0), got {value!r}")
         classic = self.rtol is not None or self.atol is not None
         if self.tol is not None and classic:
             raise InvalidArgumentError("give tol, the error at the end, or rtol and atol, those of a step; not both")
@@ -105,6 +105,10 @@ class PI:
 
         Raises InvalidArgumentError for a solver without an error estimate, and for a start or end outside of the span.
         """
+        if hasattr(solver, "planned"):
+            raise InvalidArgumentError(
+                f"{type(solver).__name__} has steps or tolerances of its own: give it times, not a PI"
+            )
         if not getattr(solver, "adaptive", False):
             raise InvalidArgumentError(
                 f"{solver} has no error estimate to adapt steps to: use sd.adams(), sd.dopri5(), sd.tsit5() or another "

@@ -39,7 +39,7 @@ def order(subject: Claim) -> Iterator[Measure]:
     seen = slope(errors, ns[1] / ns[0])
     # either way the neighbouring orders are excluded; from order 4 on slopes settle late
     reach = 0.25 if p < 4 else 0.5
-    top = p + 2.0 if early else p + reach
+    top = p + 2.0 if early or p > 6 else p + reach  # beyond order 6 rounding is near as well
     yield Measure(f"slope at {ns[0]} and {ns[1]} steps{_seems(seen, p)}", seen, top, p - reach)
 
 
