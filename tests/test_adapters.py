@@ -714,3 +714,29 @@ def test_autograd_through_torchsde_is_that_of_euler_maruyama():
     times, noise = sd.grids.by_time(VP, 10), sd.White(sd.noise.seeds(1, 4))
     ours = gradients(model, net, sd.euler_maruyama(), times, noise)
     close(gradients(model, net, adapters.torchsde("euler"), times, noise), ours, 1e-10)
+
+
+@pytest.mark.parametrize("kind", ["process", "general", "forward"])
+def test_a_reverse_sde_is_one_of_torchsdes(kind):
+    """Euler's method by hand on the same increments: f, g, noise_type and sde_type are all that torchsde asks for."""
+    torchsde = pytest.importorskip("torchsde")
+    if kind == "process":
+        problem = sd.VP().reverse(sd.Gaussian([0.5, -1.0], std=0.5).score(sd.VP()))
+    else:
+        matrix = torch.tensor([[0.5, 0.1, 0.0], [0.0, 0.4, 0.3]], dtype=F64)
+        sde = sd.SDE.from_functions(lambda x, t: -x, lambda x, t: matrix.expand(len(x), 2, 3))
+        problem = sde.as_forward() if kind == "forward" else sde.reverse(lambda x, t: -x)
+    x = torch.randn(4, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    up = kind == "forward"
+    ts = torch.arange(1, 8, dtype=F64) / 8 if up else -torch.arange(7, 0, -1, dtype=F64) / 8  # exact in float32 too
+    noises = (4, 2) if kind == "process" else (4, 3)
+    path = torchsde.BrownianInterval(float(ts[0]), float(ts[-1]), size=noises, dtype=F64, entropy=3)
+    assert problem.noise_type == ("diagonal" if kind == "process" else "general")
+    theirs = torchsde.sdeint(problem, x, ts, bm=path, method="euler", dt=0.125)
+    ours = x
+    for a, b in zip(ts[:-1], ts[1:]):
+        w, t = path(a, b), a if up else -a
+        g = problem.diffusion(ours, t)
+        kick = (g * w[:, None]).sum(-1) if g.ndim == 3 else g * w
+        ours = ours + (problem.drift(ours, t) * (b - a) if up else -problem.drift(ours, t) * (b - a)) + kick
+    assert float((theirs[-1] - ours).abs().max()) < 1e-9

@@ -27,6 +27,7 @@ class Process(SDE):
     """
 
     t_min: float = 1e-3
+    noise_type = "diagonal"
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:

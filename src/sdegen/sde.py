@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class SDE(ABC):
 
     t_min: float = 0.0
     t_max: float = 1.0
+    noise_type: ClassVar[str] = "general"
+    """torchsde's name for what `diffusion` returns: 'diagonal' where it is scalar or diagonal; 'general' is any."""
 
     @abstractmethod
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
@@ -240,6 +242,28 @@ class ReverseSDE:
         """`eta g(x, t)`."""
         return self.eta * self.sde.diffusion(x, as_time(t))
 
+    sde_type: ClassVar[str] = "ito"
+    """With `f`, `g` and `noise_type` what torchsde asks of an SDE, for flat samples `[B, D]`; its time is u = -t."""
+
+    @property
+    def noise_type(self) -> str:
+        """torchsde's name for the noise: 'diagonal' where the SDE's g is so, 'general' where that is not known."""
+        return self.sde.noise_type
+
+    def f(self, u: Tensor, y: Tensor) -> Tensor:
+        """The drift in torchsde's time `[B, D]`."""
+        return -self.drift(y, -u)
+
+    def g(self, u: Tensor, y: Tensor) -> Tensor:
+        """The diffusion in torchsde's time, `[B, D]`, or `[B, D, M]` for 'general' noise."""
+        return self._shaped(self.diffusion(y, -u), y)
+
+    def _shaped(self, g: Tensor, y: Tensor) -> Tensor:
+        if g.ndim > y.ndim:
+            return g
+        g = like(g, y).expand_as(y) if g.ndim <= 1 else g.expand_as(y)
+        return g if self.noise_type == "diagonal" else torch.diag_embed(g)
+
 
 @dataclass(frozen=True)
 class ForwardSDE(ReverseSDE):
@@ -263,6 +287,14 @@ class ForwardSDE(ReverseSDE):
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The SDE's drift `f(x, t)` `[B, *S]`."""
         return self.sde.drift(x, as_time(t))
+
+    def f(self, u: Tensor, y: Tensor) -> Tensor:
+        """The drift for torchsde, whose time is t here."""
+        return self.drift(y, u)
+
+    def g(self, u: Tensor, y: Tensor) -> Tensor:
+        """The diffusion for torchsde."""
+        return self._shaped(self.diffusion(y, u), y)
 
 
 def points(levels: Level) -> list[Level]:
