@@ -57,6 +57,8 @@ def weak_order(subject: Claim) -> Iterator[Measure]:
     # the leading term of a method with memory, stages or another solver inside may be small: it takes finer grids
     plain = not subject.solver.memory and subject.solver.evals == 1 and not hasattr(subject.solver, "solver")
     ns = (40, 80, 160) if plain else (160, 320, 640)
+    if subject.primes and subject.solver.memory > 2:
+        ns = (320, 640, 1280)  # as it does for four nodes of a method that evaluates ahead
     try:
         gaps = [exact_law(subject.solver, process, data, by_lam(process, n)).gap(target) for n in ns]
     except NoLawError as error:
