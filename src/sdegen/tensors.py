@@ -46,14 +46,14 @@ def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
     """
     total = _scaled(*terms[0])
     owned = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-    for term in terms[1:]:
-        product = _scaled(*term)
-        # the same bits, without another large tensor: memory that is new costs more than the sum
-        alike = product.shape == total.shape and product.dtype == total.dtype
-        if owned and alike and not is_functorch_wrapped_tensor(product):
-            total.add_(product)
+    for weight, value in terms[1:]:
+        value = widen(value)
+        term, times = (_scaled(weight, value), 1.0) if isinstance(weight, Tensor) else (value, weight)
+        # without another large tensor: memory that is new costs more than the sum
+        if owned and term.shape == total.shape and term.dtype == total.dtype and not is_functorch_wrapped_tensor(term):
+            total.add_(term, alpha=times)
         else:
-            total = total + product
+            total = torch.add(total, term, alpha=times)
     return total
 
 
@@ -114,7 +114,10 @@ def as_time(t: Tensor | float | Sequence[float]) -> Tensor:
 
 def batch_time(t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A value `[]` or `[B]` as `[B]` on x's device and dtype, without waiting for the device."""
-    return x.new_zeros(x.shape[0], dtype=dtype) + t.to(dtype or x.dtype)
+    dtype = dtype or x.dtype
+    # a single floating value joins in the sum's own dtype, rounded as it would be before
+    same = t.ndim == 0 and dtype.is_floating_point
+    return x.new_zeros(x.shape[0], dtype=dtype) + (t if same else t.to(dtype))
 
 
 def diffuse(g: Tensor, z: Tensor, x: Tensor) -> Tensor:
