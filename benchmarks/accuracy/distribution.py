@@ -142,6 +142,15 @@ def of_ours(solver: sd.Solver, problem: Problem, judge: Judge, grid: Any, budget
     return row
 
 
+def of_plan(pilot: int, problem: Problem, judge: Judge, budgets: tuple[int, ...]) -> dict[int, Law]:
+    """The row of plans that may spend `pilot` evaluations, one plan per number of evaluations, of 64 at most."""
+    row: dict[int, Law] = {}
+    for n in budgets:
+        plan = ours.planned(problem.model(EDM), problem, min(n, 64), pilot)
+        row[n] = of_ours(plan, problem, judge, plan.grid, (plan.steps,))[plan.steps]
+    return row
+
+
 def work(task: tuple[str, tuple[int, ...]]) -> tuple[Law, dict[str, dict[int, Law]], dict[str, dict[int, Law]]]:
     """The floor, our rows and the peers' on one problem; the peers' are kept on disk."""
     name, budgets = task
@@ -163,6 +172,7 @@ def work(task: tuple[str, tuple[int, ...]]) -> tuple[Law, dict[str, dict[int, La
     peers = {who: {n: Law(*law) for n, law in row.items()} for who, row in kept(f"laws-{name}-{key}", make).items()}
     half = time.perf_counter()
     rows = {who: of_ours(make(), problem, judge, grid, budgets) for who, (make, grid) in ours.STOCHASTIC.items()}
+    rows |= {f"plan, pilot {pilot} (no noise)": of_plan(pilot, problem, judge, budgets) for pilot in ours.PILOTS}
     print(f"{name}: peers {half - began:.0f} s, ours {time.perf_counter() - half:.0f} s", file=sys.stderr)
     return floor, rows, peers
 
