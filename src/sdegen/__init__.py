@@ -1,5 +1,8 @@
 """Numerical SDE/ODE solvers for score-based generative models, with pluggable scores: `import sdegen as sd`."""
 
+import importlib
+from typing import Any
+
 from sdegen import adapters, frames, grids, guidance, model, noise, quadrature
 from sdegen.brownian import Brownian, data_clock, sigma_clock
 from sdegen.calibrate import calibrate
@@ -232,3 +235,12 @@ __all__ = [
     "tsit5",
     "unipc",
 ]
+
+_LATER = ("bench", "metrics", "plots", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    """The modules that are imported when they are first asked for, as `sdegen.metrics`."""
+    if name in _LATER:
+        return importlib.import_module(f"sdegen.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
