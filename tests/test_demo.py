@@ -235,15 +235,20 @@ def test_mistakes_are_one_line_and_status_2(args, words, capsys):
         assert word in err
 
 
-@pytest.mark.parametrize(
-    ("module", "extra"), [("sklearn.datasets", "demo"), ("matplotlib.figure", "plots"), ("tqdm.auto", "demo")]
-)
+@pytest.mark.parametrize(("module", "extra"), [("sklearn.datasets", "demo"), ("matplotlib.figure", "plots")])
 def test_a_missing_package_is_one_line_and_status_2(module, extra, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module, None)
     assert cli.main(["demo", "--out", str(tmp_path), "--samples", "2", "--nfe", "3"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert f"pip install 'sdegen[{extra}]'" in err
+
+
+def test_without_tqdm_there_is_no_bar_and_all_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    assert cli.main(["demo", "--out", str(tmp_path), "--samples", "2", "--nfe", "3"]) == 0
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "results.csv").exists()
 
 
 def test_failures_and_interruptions_have_their_status(monkeypatch, capsys):

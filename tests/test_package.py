@@ -37,8 +37,10 @@ ORDER = [
     ["starts", "tolerance"],
     ["sample"],
     ["knots", "pilot", "fitting", "plan", "calibrate"],
+    ["metrics"],
     ["plots", "adapters"],
     ["testing"],
+    ["bench"],
     ["demo"],
     ["cli"],
 ]
@@ -105,12 +107,15 @@ def test_no_forbidden_constructs(path):
         assert not isinstance(node, ast.Assert), f"assert in line {node.lineno}"
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            assert name not in {"eval", "exec", "torch.load", "pickle.load", "torch.manual_seed"}, name
+            assert name not in {"eval", "exec", "pickle.load"}, name
+            safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+            assert name != "torch.load" or safe, name
             # the checks that copies are equal read bytes that they wrote themselves
             own = len(node.args) == 1 and ast.unparse(node.args[0]).startswith("pickle.dumps(")
             assert name != "pickle.loads" or (own and "testing" in path.parts), name
             if path.name == "guards.py":  # which looks after the global generators
                 continue
+            assert name != "torch.manual_seed", name
             assert not re.match(r"torch\.(randn|rand|randint|normal)(_like)?$", name), name
             assert not name.startswith("np.random"), name
 

@@ -9,6 +9,8 @@ import time
 import torch
 from torch import Tensor, nn
 
+from sdegen.bench.problems import handwritten
+
 from .cache import kept
 
 SCALE = 0.5
@@ -20,10 +22,7 @@ NAME = f"net-{WIDTH}x{BLOCKS}-{STEPS}-{SEED}"
 
 def digits(scale: float) -> Tensor:
     """scikit-learn's handwritten digits `[1797, 64]`, of mean 0 and standard deviation `scale` over all pixels."""
-    from sklearn.datasets import load_digits
-
-    data = torch.as_tensor(load_digits().data, dtype=torch.float64)
-    return (data - data.mean()) / data.std() * scale
+    return handwritten() * scale
 
 
 class MLP(nn.Module):

@@ -17,6 +17,8 @@ from torch import Tensor
 
 import sdegen as sd
 from sdegen import noise as noises
+from sdegen.bench.denoiser import Denoiser
+from sdegen.bench.problems import clusters, digits, digits_eigen, grid, images, images_eigen, ring, stiff
 from sdegen.control import Fixed
 from sdegen.grids import by_snr, graded
 from sdegen.model import log_sigma_time
@@ -24,7 +26,6 @@ from sdegen.solve import run
 
 from . import network
 from .cache import kept
-from .quick import Denoiser
 
 F64 = torch.float64
 PILOT = 1 << 40
@@ -136,7 +137,7 @@ class Guided(Problem):
         law, (u, e, floor) = self.mixture, self._bases
         assert law is not None
         own = slice(0, 20, 4)
-        part = sd.GaussianMixture(law.means[own], covs=_clusters()[1][own], weights=law.weights[own])
+        part = sd.GaussianMixture(law.means[own], covs=clusters()[1][own], weights=law.weights[own])
         every, some = Denoiser(process, law, u, e, floor), Denoiser(process, part, u[own], e[own], floor)
         return sd.ScoreModel(process, lambda x, time: torch.lerp(every(x, time), some(x, time), 2.5), "data")
 
@@ -151,92 +152,28 @@ def error(x: Tensor, exact: Tensor) -> Tensor:
     return (x - exact).flatten(1).square().mean(1).sqrt()
 
 
-def _grid() -> sd.GaussianMixture:
-    side = torch.linspace(-1.0, 1.0, 5, dtype=F64)
-    weights = torch.arange(25, dtype=F64).mul(7).remainder(25) + 5  # from 5 to 29, scattered over the grid
-    return sd.GaussianMixture(torch.cartesian_prod(side, side), stds=0.05, weights=weights)
-
-
-def _ring() -> sd.GaussianMixture:
-    angle = torch.arange(12, dtype=F64) * (2 * math.pi / 12)
-    weights = 1.0 + torch.arange(12, dtype=F64).mul(5).remainder(12)  # 1 to 12
-    return sd.GaussianMixture(3 * torch.stack([angle.cos(), angle.sin()], 1), stds=0.15, weights=weights)
-
-
-@functools.cache
-def _clusters() -> tuple[Tensor, Tensor, Tensor]:
-    """Means, covariances + 1e-4 I, and sizes of 20 clusters of the digits."""
-    from sklearn.cluster import KMeans
-
-    data = network.digits(1.0)
-    label = torch.as_tensor(KMeans(20, n_init=4, random_state=0).fit_predict(data.numpy()))
-    clusters = [data[label == k] for k in range(20)]
-    covs = torch.stack([torch.cov(c.T, correction=0) + 1e-4 * torch.eye(64, dtype=F64) for c in clusters])
-    return torch.stack([c.mean(0) for c in clusters]), covs, torch.tensor([float(len(c)) for c in clusters])
-
-
-def _digits() -> sd.GaussianMixture:
-    means, covs, sizes = _clusters()
-    return sd.GaussianMixture(means, covs=covs, weights=sizes)
-
-
-def _digits_eigen() -> tuple[Tensor, Tensor, float]:
-    e, u = torch.linalg.eigh(_clusters()[1])
-    return u, e, 0.0
-
-
-def _smooth(seed: int, count: int, side: int = 32) -> Tensor:
-    """Random images `[count, 3 side^2]` whose power falls as 1/f^2, of unit norm."""
-    white = noises.normals(noises.seeds(seed, count), (3, side, side), (0, 0, 0, 0), dtype=F64)
-    f = torch.fft.fftfreq(side, 1 / side, dtype=F64)
-    amplitude = 1 / torch.hypot(f[:, None], f[None, :]).clamp(min=1.0)
-    return torch.nn.functional.normalize(torch.fft.ifft2(torch.fft.fft2(white) * amplitude).real.flatten(1))
-
-
-@functools.cache
-def _images_eigen() -> tuple[Tensor, Tensor, float]:
-    u = torch.stack([torch.linalg.qr(_smooth(10 + k, 160).T).Q for k in range(10)])
-    return u, (8 / torch.arange(1, 161, dtype=F64)).square().expand(10, 160), 0.02
-
-
-def _images() -> sd.GaussianMixture:
-    """10 components of rank 160 in 3072 dimensions, standard deviations 8/j along images of power 1/f^2, floor 0.02."""
-    u, e, floor = _images_eigen()
-    means = _smooth(9, 10) * (0.45 * math.sqrt(3072))
-    weights = torch.arange(5.0, 15.0, dtype=F64)
-    return sd.GaussianMixture(means, factors=u * e.sqrt()[:, None], stds=floor, weights=weights)
-
-
-def _stiff() -> sd.GaussianMixture:
-    """Six components in eight dimensions; every one has all widths from 0.002 to 2, each along other axes."""
-    widths = 0.002 * 1000 ** (torch.arange(8, dtype=F64) / 7)
-    stds = torch.stack([widths.roll(3 * k) for k in range(6)])
-    means = noises.normals(noises.seeds(21, 6), (8,), (0, 0, 0, 0), dtype=F64)
-    return sd.GaussianMixture(means, stds=stds, weights=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-
-
 _ALL = (
-    Problem("ring", "2-D, 12 modes on a circle of radius 3, std 0.15, weights 1 to 12", _ring, (2,), 256, 101, 4000),
+    Problem("ring", "2-D, 12 modes on a circle of radius 3, std 0.15, weights 1 to 12", ring, (2,), 256, 101, 4000),
     Problem(
         "digits",
         "64-D, 20 full covariances fitted to handwritten digits, scale 1",
-        _digits,
+        digits,
         (64,),
         96,
         102,
-        eigen=_digits_eigen,
+        eigen=digits_eigen,
     ),
-    Problem("stiff", "8-D, 6 components with widths from 0.002 to 2", _stiff, (8,), 192, 103, 4000),
-    Problem("grid", "2-D, 25 modes of std 0.05 on [-1, 1]^2, uneven weights", _grid, (2,), 256, 104, 4000),
+    Problem("stiff", "8-D, 6 components with widths from 0.002 to 2", stiff, (8,), 192, 103, 4000),
+    Problem("grid", "2-D, 25 modes of std 0.05 on [-1, 1]^2, uneven weights", grid, (2,), 256, 104, 4000),
     Problem(
         "images",
         "3072-D, 10 components of rank 160 with power-law spectrum, means and eigenvectors of power 1/f^2",
-        _images,
+        images,
         (3072,),
         12,
         105,
         1500,
-        eigen=_images_eigen,
+        eigen=images_eigen,
     ),
     Problem(
         "net",
@@ -251,6 +188,6 @@ _ALL = (
 )
 PROBLEMS = {problem.name: problem for problem in _ALL}
 GUIDED = Guided(
-    "guided", "`digits` under guidance of weight 2.5", _digits, (64,), 96, 107, 4000, agree=1e-9, eigen=_digits_eigen
+    "guided", "`digits` under guidance of weight 2.5", digits, (64,), 96, 107, 4000, agree=1e-9, eigen=digits_eigen
 )
 PROCESSES: dict[str, sd.Process] = {"VP": sd.VP(), "EDM": sd.EDM()}

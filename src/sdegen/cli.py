@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,27 @@ What is written, into the folder --out:
 """
 
 
+BENCH = """\
+Which sampler, which grid, how many steps? Measured, on a problem with an exact answer or on your own model.
+
+A built-in problem is a Gaussian mixture, whose score is exact: grid, rings (2-D), digits (64-D), images (3072-D), stiff
+(8-D), each under a process: digits-VP, digits-VE, digits-EDM, digits-Flow, or digits-* for all. A model of your own is
+path.py:function, which takes nothing and returns a sdegen.ScoreModel.
+
+Solvers are named as in sdegen, with their order: default, ddim, dpmpp2, unipc3, heun, pc, adams, "dpmpp(2,
+singlestep=True)"; a grid follows an @, as in dpmpp2@karras; plan1000 is calibrated with so many evaluations of its own.
+
+Metrics: rmse, sw2, w2, mmd, energy, ksd, mean, covariance, modes, loglik, frechet, kid, precision, recall and others;
+each with an interval, and its floor: what as many exact samples show.
+
+What is written, into the folder --out:
+  index.html    the page: tables and pictures, one file, no network needed
+  results.csv   every number
+  results.md    the tables
+  runs/         what was run; the same command goes on from there, and runs nothing twice
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """One line for an error, without the usage before it."""
 
@@ -42,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 1 on failure, 2 on a user's mistake, 130 when interrupted."""
     try:
         args = _parser().parse_args(argv)
+        args.line = shlex.join(["sdegen", *(sys.argv[1:] if argv is None else argv)])
         return int(args.command(args))
     except SystemExit as end:  # argparse leaves this way after --help, --version and errors
         return int(end.code or 0)
@@ -82,7 +105,70 @@ def _parser() -> argparse.ArgumentParser:
         help="budgets, the last denoising included; default: 5,10,20,50,100",
     )
     demo.add_argument("--quiet", action="store_true", help="print nothing; write the files")
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="step counts against quality, of solvers here and in other libraries: a table and a page",
+        description=BENCH,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench.set_defaults(command=_bench)
+    add = bench.add_argument
+    add("--problem", metavar="NAME,...", help="built-in problems; default: digits")
+    add("--model", metavar="FILE:FUNCTION", help="a model of your own, in place of --problem")
+    add("--data", type=Path, metavar="FILE", help="samples of the data [N, *S]: .npy, .pt or .safetensors, for --model")
+    add("--shape", type=_shape, metavar="N,...", help="of one sample of --model, where there are no data to tell it")
+    add("--solvers", default="default,dpmpp2,unipc3,pc", metavar="NAME,...", help="default: default,dpmpp2,unipc3,pc")
+    add("--grids", metavar="NAME,...", help="run every solver on these grids as well: karras, by_snr, angular, ...")
+    add("--nfe", type=_list(_number(1)), default=[5, 10, 20, 50], metavar="N,...", help="default: 5,10,20,50")
+    add("--tol", type=_list(_share), default=[1e-2, 1e-3], metavar="T,...", help="of adaptive ones; default: 1e-2,1e-3")
+    add("--metrics", metavar="NAME,...", help="default: sw2,rmse; rmse alone for a model without data")
+    add("--samples", type=_number(2), default=1000, metavar="N", help="per solver and budget; default: 1000")
+    add("--seed", type=_number(0, 2**63 - 1), default=0, metavar="N", help="of all randomness; default: 0")
+    add("--level", type=_share, default=0.95, metavar="P", help="of the intervals; default: 0.95")
+    add("--batch-size", type=_number(1), metavar="N", help="how many samples the network sees at once; default: all")
+    add(
+        "--score-error",
+        type=_list(_score_error),
+        default=[],
+        metavar="SIZE[:WHERE],...",
+        help="once more with a smooth error of this size in the score, at low, high or all noise: 0.05:low",
+    )
+    add(
+        "--peers",
+        nargs="?",
+        const="usual",
+        default="",
+        metavar="LIBRARY,...",
+        help="other libraries' samplers on the same score: the usual ones, all, or those of the libraries named",
+    )
+    add("--no-orders", dest="orders", action="store_false", help="do not measure the orders")
+    add("--out", type=_folder, default=Path("bench-output"), metavar="DIR", help="default: bench-output")
+    add("--quiet", action="store_true", help="print nothing; write the files")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    import torch
+
+    from sdegen.bench import command
+
+    if args.model and args.problem:
+        return _tell("error: give --problem or --model, not both", USAGE)
+    if not args.model and (args.data or args.shape):
+        return _tell("error: --data and --shape go with --model", USAGE)
+    threads = torch.get_num_threads()
+    if not args.model:
+        torch.set_num_threads(1)  # as for the demonstration
+    try:
+        return command.run(command.wished(args))
+    except OSError as error:
+        return _tell(f"error: cannot write to {args.out}: {error.strerror or error}", USAGE)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -131,6 +217,31 @@ def _list(item: Callable[[str], Any]) -> Callable[[str], list[Any]]:
         return list(dict.fromkeys(item(part.strip()) for part in text.split(",")))
 
     return items
+
+
+def _share(text: str) -> float:
+    """A number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{value:g} is not between 0 and 1")
+    return value
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(map(_number(1), text.split(",")))
+
+
+def _score_error(text: str) -> tuple[float, str]:
+    """`0.05` or `0.05:low` as a size and where."""
+    from sdegen.bench.robustness import WHERE
+
+    size, _, where = text.partition(":")
+    if (where or "all") not in WHERE:
+        raise argparse.ArgumentTypeError(f"{where!r} is none of {', '.join(WHERE)}")
+    return _share(size), where or "all"
 
 
 def _method(text: str) -> str:

@@ -36,12 +36,16 @@ class EditedModel:
 
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]` that goes with the edited data, at x `[B, *S]` and a level `[]` or `[B]`."""
-        data = self.model(x, level, "data")
-        edited = expect_like(self.edit(data, level), data, f"{self.name} must return data")
+        edited = self.predicted(x, level)
         if want == "data":
             return edited
         c_x, c_data = convert(level, plane(self.process, level, "data"), plane(self.process, level, want))
         return combine((c_x, x), (c_data, edited))
+
+    def predicted(self, x: Tensor, level: Level) -> Tensor:
+        """The edited prediction of the data."""
+        data = self.model(x, level, "data")
+        return expect_like(self.edit(data, level), data, f"{self.name} must return data")
 
     def rows(self, index: Tensor) -> EditedModel:
         """The same for the samples `index` `[b]` of the model's per-sample conditions."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from sdegen.errors import InvalidArgumentError
 
@@ -31,3 +32,32 @@ def progress_bar(steps: int | None, shown: bool | None) -> Iterator[Callable[[in
             bar.update()
 
         yield count
+
+
+@contextlib.contextmanager
+def evaluations_bar(total: int, shown: bool | None) -> Iterator[Any]:
+    """A tqdm bar over the evaluations of many runs; `shown=None`: on terminals, and only if tqdm is there.
+
+    Raises InvalidArgumentError where it is wanted and there is no tqdm.
+    """
+    shape = "{desc:<40.40} {percentage:3.0f}% |{bar}| {n}/{total} evaluations, {remaining} left"
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        if shown:
+            raise InvalidArgumentError("a progress bar needs tqdm: pip install 'sdegen[progress]'") from None
+        yield _Hidden()
+        return
+    hidden = None if shown is None else not shown
+    with tqdm(total=total, disable=hidden, leave=False, dynamic_ncols=True, bar_format=shape) as bar:
+        yield bar
+
+
+class _Hidden:
+    """A bar that shows nothing."""
+
+    def set_description_str(self, text: str) -> None:
+        """Nothing."""
+
+    def update(self, done: int) -> None:
+        """Nothing."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from sdegen.errors import InvalidArgumentError, hint
 from sdegen.methods import ddim, default, dpmpp, euler_maruyama, pc, unipc
 from sdegen.model import ScoreModel
 from sdegen.processes import VP
+from sdegen.progress import evaluations_bar
 from sdegen.sample import sample
 from sdegen.solution import Progress
 from sdegen.solvers.base import Solver
@@ -123,7 +123,7 @@ def measure(
     sample(model, (samples, 8, 8), steps=1, progress=False)  # the first call of all is slow, whatever the method
     jobs = [(name, budget) for name in methods for budget in budgets]
     rows = []
-    with progress_bar(sum(budget for _, budget in jobs), quiet) as bar:
+    with evaluations_bar(sum(budget for _, budget in jobs), False if quiet else None) as bar:
         for name, budget in jobs:
             bar.set_description_str(f"{METHODS[name].label}, NFE {budget}")
             x, nfe, seconds = timed(model, METHODS[name].solver, budget, samples, sampling, bar)
@@ -146,16 +146,3 @@ def timed(model: ScoreModel, solver: Solver, budget: int, n: int, seed: int, bar
     steps = (budget - 1) // solver.evals
     x = sample(model, (n, 8, 8), steps=steps, solver=solver, seed=seed, observe=observe, progress=False)
     return x, used, time.perf_counter() - begin
-
-
-@contextmanager
-def progress_bar(total: int, quiet: bool) -> Iterator[Any]:
-    """One bar over all evaluations, on terminals; raises InvalidArgumentError without tqdm."""
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        raise InvalidArgumentError("the demo needs tqdm: pip install 'sdegen[demo]'") from None
-    shape = "{desc:<28} {percentage:3.0f}% |{bar}| {n}/{total} evaluations, {remaining} left"
-    hidden = True if quiet else None  # None: hidden unless on a terminal
-    with tqdm(total=total, disable=hidden, leave=False, dynamic_ncols=True, bar_format=shape) as bar:
-        yield bar

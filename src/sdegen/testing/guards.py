@@ -112,6 +112,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive -= size
 
 
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's global generators seeded inside, for code that draws from them, and put back after it."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def peak_memory(function: Callable[[], Any]) -> int:
     """The most bytes of tensors made inside `function()` that were alive at once."""
     watch = _Watch()

@@ -8,15 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import sdegen as sd
-
-F64 = torch.float64
+from sdegen.mixtures import GaussianMixture
+from sdegen.model import ScoreModel
+from sdegen.process import Process
 
 
 class Denoiser:
     """`E[data | x]` of components `m_k + U_k diag(e_k)^(1/2) z + floor z'`, U_k `[D, R]` orthonormal, e_k `[R]`."""
 
-    def __init__(self, process: sd.Process, law: sd.GaussianMixture, bases: Tensor, e: Tensor, floor: float) -> None:
+    def __init__(self, process: Process, law: GaussianMixture, bases: Tensor, e: Tensor, floor: float) -> None:
         self.process, self.e, self.full = process, e, bases.shape[1] == bases.shape[2]
         self.means, self.log_weights, self.floor = law.means.flatten(1), law.weights.log(), floor * floor
         self.stack = bases.transpose(0, 1).flatten(1).contiguous()  # [D, K R]
@@ -24,8 +24,14 @@ class Denoiser:
         self.inner = (self.means[:, None] @ bases).squeeze(1)  # [K, R]: U_k^T m_k
         self.norms = self.means.square().sum(1)
 
+    def model(self) -> ScoreModel:
+        """The score model that asks this denoiser."""
+        return ScoreModel(self.process, self, "data")
+
     def __call__(self, x: Tensor, time: Tensor) -> Tensor:
         """The data's mean given x `[B, D]` at times `[B]`."""
+        if bool((time == time[:1]).all()):
+            time = time[:1]  # one level for all rows: what depends on it alone is worked out once
         level = self.process.level(time[:, None])
         y, s2 = x / level.alpha, (level.sigma / level.alpha).square()  # [B, D], [B, 1]
         c = (y @ self.stack).reshape(-1, *self.e.shape) - self.inner  # [B, K, R]

@@ -1,0 +1,168 @@
+"""`sdegen bench`: from what is typed to a table, a CSV file and a page."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdegen.bench import names, page, tables
+from sdegen.bench.contenders import Contender
+from sdegen.bench.orders import Fall, falls
+from sdegen.bench.problems import Problem
+from sdegen.bench.rows import Rows
+from sdegen.bench.runs import Job, Settings, Sweep, collect
+from sdegen.bench.sweep import plan
+from sdegen.bench.targets import metric
+from sdegen.errors import InvalidArgumentError
+from sdegen.mixtures import GaussianMixture, MixtureScore
+from sdegen.process import Process
+
+RUNS, CSV, MARKDOWN, PAGE = "runs", "results.csv", "results.md", "index.html"
+
+
+class Wish(NamedTuple):
+    """What was typed, as it is meant. peers: "" for none. errors: sizes of errors in the score, with where they are."""
+
+    problems: list[Problem]
+    contenders: list[Contender]
+    budgets: list[int]
+    tols: list[float]
+    settings: Settings
+    out: Path
+    command: str
+    peers: bool = False
+    orders: bool = True
+    quiet: bool = False
+
+
+def wished(args: argparse.Namespace) -> Wish:
+    """The arguments as problems, contenders and settings. Raises InvalidArgumentError on what cannot work."""
+    problems = [own(args)] if args.model else names.problems(args.problem or "digits")
+    if not problems:
+        raise InvalidArgumentError("give at least one problem")
+    for size, where in args.score_error:
+        problems += [p.perturbed(size, where) for p in problems if "+" not in p.name]
+    solvers = names.split(args.solvers)
+    if args.grids:
+        free = [s for s in solvers if "@" not in s and not s.startswith("plan")]
+        solvers += [f"{s}@{g}" for s in free for g in names.split(args.grids)]
+    contenders = [names.contender(s) for s in solvers] + (names.peers(args.peers) if args.peers else [])
+    default = "sw2,rmse" if problems[0].law is not None or problems[0].data is not None else "rmse"
+    metrics = tuple(metric(name) for name in names.split(args.metrics or default))
+    settings = Settings(metrics, args.samples, args.seed, args.level, batch_size=args.batch_size)
+    return Wish(
+        problems,
+        contenders,
+        args.nfe,
+        args.tol,
+        settings,
+        args.out,
+        args.line,
+        bool(args.peers),
+        args.orders,
+        args.quiet,
+    )
+
+
+def own(args: argparse.Namespace) -> Problem:
+    """The problem of a user's function: what it returns, with `--data` and `--shape`."""
+    made = names.loaded(args.model)()
+    data = None if args.data is None else read(args.data)
+    if isinstance(made, Problem):
+        return made if data is None else Problem(made.name, made.model, made.shape, None, data, made.image, made.dtype)
+    process = getattr(made, "process", None)
+    if not isinstance(process, Process) or not callable(made):
+        raise InvalidArgumentError(
+            f"{args.model} must return a sdegen.ScoreModel (or a sdegen.bench.Problem), got {type(made).__name__}"
+        )
+    law: GaussianMixture | None = made.mixture if isinstance(made, MixtureScore) and data is None else None
+    shape = args.shape or (tuple(data.shape[1:]) if data is not None else law and tuple(law.means.shape[1:]))
+    if not shape:
+        raise InvalidArgumentError(
+            "give the shape of a sample as --shape, for example --shape 3,32,32, or data by --data"
+        )
+    where = Path(args.model.rpartition(":")[0]).stem
+    image = shape if len(shape) == 2 or (len(shape) == 3 and shape[0] == 3) else None
+    image = tuple(shape[1:]) if len(shape) == 3 and shape[0] == 1 else image
+    return Problem(where, made, shape, law, data, image, None, f"{args.model}: {made!r}")
+
+
+def read(path: Path) -> Tensor:
+    """Data `[N, *S]` of a .npy, .pt or .safetensors file with one array. Raises InvalidArgumentError on any other."""
+    try:
+        found = _loaded(path)
+    except InvalidArgumentError:
+        raise
+    except Exception as error:
+        raise InvalidArgumentError(f"{path} could not be read: {error}") from error
+    if isinstance(found, Mapping):
+        if len(found) != 1:
+            raise InvalidArgumentError(f"{path} must hold one array, it has {', '.join(map(str, found)) or 'none'}")
+        found = next(iter(found.values()))
+    if not isinstance(found, Tensor) or found.ndim < 2 or not found.is_floating_point():
+        raise InvalidArgumentError(
+            f"{path} must hold a floating array [N, *S], got {getattr(found, 'shape', type(found))}"
+        )
+    return found
+
+
+def _loaded(path: Path) -> Any:
+    if not path.is_file():
+        raise InvalidArgumentError(f"there is no file {path}")
+    if path.suffix == ".npy":
+        import numpy
+
+        return torch.from_numpy(numpy.load(path, allow_pickle=False))
+    if path.suffix == ".pt":
+        return torch.load(path, weights_only=True)
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError:
+            raise InvalidArgumentError("a .safetensors file needs safetensors: pip install 'sdegen[plans]'") from None
+        return load_file(path)
+    raise InvalidArgumentError(f"data are read from .npy, .pt and .safetensors files, got {path}")
+
+
+def run(wish: Wish) -> int:
+    """Everything; prints the table and writes the files. What is done is written when it is interrupted as well."""
+    jobs = plan(wish.problems, wish.contenders, wish.budgets, wish.tols)
+    wish.out.mkdir(parents=True, exist_ok=True)
+    shown = False if wish.quiet else None
+    try:
+        done = collect(jobs, wish.settings, wish.out / RUNS, shown)
+        seen = _falls(wish)
+    except BaseException as error:
+        partial = getattr(error, "partial", None)
+        if isinstance(partial, Sweep) and partial.rows:
+            _write(wish, jobs, partial, {}, interrupted=True)
+        raise
+    _write(wish, jobs, done, seen)
+    if not wish.quiet:
+        print(tables.text(done.rows))
+        print(f"\nwritten: {wish.out / PAGE}, {CSV}, {MARKDOWN}")
+    return 0
+
+
+def _falls(wish: Wish) -> dict[str, dict[str, Fall]]:
+    if not wish.orders:
+        return {}
+    s = wish.settings
+    return {p.name: falls(p, wish.contenders, s.seed, s.batch_size) for p in wish.problems}
+
+
+def _write(
+    wish: Wish, jobs: Sequence[Job], done: Sweep, seen: Mapping[str, Mapping[str, Fall]], interrupted: bool = False
+) -> None:
+    """The three files; the tables first, as a page may need what is not installed."""
+    rows: Rows = done.rows
+    rows.write(wish.out / CSV)
+    (wish.out / MARKDOWN).write_text(tables.markdown(rows), encoding="utf-8")
+    versions = names.peer_versions() if wish.peers else {}
+    report = page.Report(jobs, wish.settings, done, seen, wish.command, versions, interrupted)
+    page.write(report, wish.out / PAGE)

@@ -1,0 +1,213 @@
+"""What a benchmark compares: solvers with their grids, calibrated plans, and samplers of other libraries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from sdegen import noise as noises
+from sdegen.bench.problems import Problem
+from sdegen.calibrate import calibrate
+from sdegen.errors import SolveError
+from sdegen.grids import Grid
+from sdegen.sample import sample
+from sdegen.sde import Level
+from sdegen.solution import FAILED, Solution
+from sdegen.solvers.base import Solver
+from sdegen.starts import place
+from sdegen.testing.guards import seeded
+
+PILOT = 1 << 40
+"""Added to a benchmark's seed for the noise of pilots, which its samples do not share."""
+
+
+MOST = 64
+"""Steps of a plan."""
+
+
+class Drawn(NamedTuple):
+    """Samples `[n, *S]`, and the network evaluations that one of them took, in the mean."""
+
+    x: Tensor
+    nfe: float
+
+
+class Contender(Protocol):
+    """A sampler in a benchmark.
+
+    name, grid and library: as in tables; stochastic: whether it draws noise beyond the start, so that it has no exact
+    end to be compared with. least: the smallest number of evaluations it can run with, beside a last denoising.
+    `draw` makes n samples of a problem from a seed: start i is that of `sdegen.sample` with the seed, by at most
+    `budget` evaluations, the last denoising included where the problem has one, or, where it is below 1, to the
+    tolerance `budget`.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def grid(self) -> str: ...
+    @property
+    def library(self) -> str: ...
+    @property
+    def stochastic(self) -> bool: ...
+    @property
+    def adaptive(self) -> bool: ...
+    @property
+    def least(self) -> int: ...
+    def draw(self, problem: Problem, n: int, budget: float, seed: int, batch_size: int | None) -> Drawn: ...
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A solver of this library; `times` None is the solver's own grid."""
+
+    name: str
+    solver: Solver
+    grid: str = "own"
+    times: Grid | None = None
+    library: str = "sdegen"
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the solver draws noise."""
+        return self.solver.stochastic
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it runs to a tolerance: on a grid that is named it does not."""
+        return self.times is None and bool(getattr(self.solver, "adaptive", False))
+
+    @property
+    def least(self) -> int:
+        """One step."""
+        return self.solver.evals
+
+    def draw(self, problem: Problem, n: int, budget: float, seed: int, batch_size: int | None) -> Drawn:
+        """See `Contender`; on a grid as many steps as the budget allows."""
+        if budget < 1:
+            return drawn(problem, n, seed, batch_size, solver=self.solver, tol=budget)
+        steps = (int(budget) - problem.denoises) // self.solver.evals
+        return drawn(problem, n, seed, batch_size, solver=self.solver, grid=self.times, steps=steps)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A plan, made anew for every problem and budget from `pilot` evaluations of its own, which are not counted."""
+
+    pilot: int = 1000
+    library: str = "sdegen"
+    grid: str = "own"
+    stochastic: bool = False
+    adaptive: bool = False
+    least: int = 1
+
+    @property
+    def name(self) -> str:
+        """The evaluations spent once, before sampling, are part of the name."""
+        return f"plan{self.pilot}"
+
+    def draw(self, problem: Problem, n: int, budget: float, seed: int, batch_size: int | None) -> Drawn:
+        """See `Contender`; by `MOST` steps at most."""
+        plan = calibrate(
+            problem.model,
+            problem.shape,
+            nfe=min(int(budget), MOST + problem.denoises),
+            pilot=self.pilot,
+            denoise=problem.denoises,
+            seed=seed + PILOT,
+            dtype=problem.dtype,
+            batch_size=batch_size,
+        )
+        return drawn(problem, n, seed, batch_size, solver=plan)
+
+
+def drawn(problem: Problem, n: int, seed: int, batch_size: int | None, **options: Any) -> Drawn:
+    """Samples of a problem by `sdegen.sample`; those that failed are NaN."""
+    given: dict[str, Any] = {"batch_size": batch_size, "dtype": problem.dtype, "denoise": problem.denoises}
+    try:
+        shape = (n, *problem.shape)
+        found = sample(problem.model, shape, seed=seed, return_solution=True, progress=False, **given, **options)
+    except SolveError as error:  # of samples that are not finite: the others are as good as ever
+        partial: object = error.partial
+        if not isinstance(partial, Solution) or len(partial.x) != n:
+            raise
+        found = partial
+    failed = torch.isin(found.status, torch.tensor([int(s) for s in FAILED], device=found.status.device))
+    x = found.x.masked_fill(failed.reshape(-1, *(1,) * len(problem.shape)), math.nan)
+    return Drawn(x, float(found.nfe.double().mean()))
+
+
+class View:
+    """A problem's model as other libraries' samplers ask for it; it counts the rows that it is asked for."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.process, self.rows = problem, problem.process, 0
+        self._levels: dict[float, Level] = {}
+
+    def denoise(self, y: Tensor, s: Any) -> Tensor:
+        """`E[data | y]` of `y = x/alpha` at the level `s = sigma/alpha`, a number, or `[B]` of one value."""
+        value = float(torch.as_tensor(s).flatten()[0])
+        if value not in self._levels:
+            self._levels[value] = self.process.at(-torch.tensor(value, dtype=torch.float64).log())
+        level = self._levels[value]
+        return self.ask((y * level.alpha).to(y.dtype), level, "data")
+
+    def score(self, x: Tensor, t: Any) -> Tensor:
+        """The score of x at the time t."""
+        return self.ask(x, self.process.level(torch.as_tensor(t, dtype=torch.float64)), "score")
+
+    def ask(self, x: Tensor, level: Level, want: str = "data") -> Tensor:
+        """A prediction of x at a level `[]` or `[B]`."""
+        self.rows += len(x)
+        answer: Tensor = self.problem.model(x, level, want)
+        return answer
+
+    def end(self, x: Tensor) -> Tensor:
+        """x at t_min, denoised where the problem's samples are."""
+        level = self.process.level(self.process.t_min)
+        return self.ask(x, level, "data") if self.problem.denoises else x
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A sampler of another library.
+
+    run: `(view, x [n, *S], times [steps + 1], tol) -> x` at the last time; an adaptive one gets the two ends and a
+    tolerance, the others None. times: the grid, called `grid`. evals: evaluations a step; extra: those in no step.
+    """
+
+    name: str
+    library: str
+    run: Callable[[View, Tensor, Tensor, float | None], Tensor]
+    grid: str
+    times: Grid
+    stochastic: bool = False
+    adaptive: bool = False
+    evals: int = 1
+    extra: int = 0
+
+    @property
+    def least(self) -> int:
+        """One step."""
+        return self.evals + self.extra
+
+    def draw(self, problem: Problem, n: int, budget: float, seed: int, batch_size: int | None) -> Drawn:
+        """See `Contender`; torch's global generator, which libraries draw from, is seeded and put back."""
+        steps = 1 if budget < 1 else (int(budget) - problem.denoises - self.extra) // self.evals
+        times, view = self.times(problem.process, steps), View(problem)
+        dtype, device = place(problem.model, problem.dtype, None)
+        x = problem.process.prior(noises.seeds(seed, n, device=device), problem.shape, dtype)
+        ends = []
+        with seeded(seed, device), torch.no_grad():
+            for part in torch.split(x, batch_size or n):
+                try:
+                    end = self.run(view, part.clone(), times, budget if budget < 1 else None)
+                except Exception:  # of whatever kind, it is the library's way to say that it cannot
+                    end = torch.full_like(part, math.nan)
+                ends.append(view.end(end.to(part)))
+        return Drawn(torch.cat(ends), view.rows / n)

@@ -1,0 +1,202 @@
+"""Runs of a sweep: each is measured once and kept, with the first of its samples."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import sdegen
+from sdegen import metrics as measures
+from sdegen import noise as noises
+from sdegen.bench.contenders import Contender, Drawn
+from sdegen.bench.problems import Problem
+from sdegen.bench.rows import Rows
+from sdegen.bench.tables import Entry
+from sdegen.bench.targets import target
+from sdegen.grids import check_steps
+from sdegen.metrics import Metric, Target
+from sdegen.progress import evaluations_bar
+from sdegen.starts import place
+from sdegen.testing.guards import peak_memory
+
+SHOWN = 6400
+"""Elements of the first samples that are kept for pictures; of 16 samples at least and 400 at most."""
+FEW = 16
+"""How many samples the memory is measured with."""
+
+
+class Job(NamedTuple):
+    """One run: a problem, a contender and a budget."""
+
+    problem: Problem
+    contender: Contender
+    budget: float
+
+    def key(self, settings: str) -> str:
+        """A hash that changes with all that the run's rows depend on."""
+        c, p = self.contender, self.problem
+        whole = f"{fingerprint(p)} {c!r} {self.budget!r} {settings}"
+        return hashlib.sha256(whole.encode()).hexdigest()[:24]
+
+
+class Shot(NamedTuple):
+    """What one run left: its rows and its first samples `[k, *S]`."""
+
+    rows: Rows
+    shown: Tensor
+
+
+class Sweep(NamedTuple):
+    """A sweep with pictures in view: its rows, and the first samples of every run by (model, contender, budget)."""
+
+    rows: Rows
+    shown: dict[tuple[str, Entry, float], Tensor]
+
+
+class Settings(NamedTuple):
+    """What all runs of a sweep share."""
+
+    metrics: tuple[Metric, ...]
+    samples: int
+    seed: int
+    level: float = 0.95
+    resamples: int = 60
+    batch_size: int | None = None
+
+
+def collect(
+    jobs: Sequence[Job], settings: Settings, keep: str | os.PathLike[str] | None = None, progress: bool | None = None
+) -> Sweep:
+    """The rows of all jobs, of those in the folder `keep` without running them again.
+
+    An exception that ends it, an interrupt as well, has as `partial` what is done.
+    """
+    folder = None if keep is None else Path(keep)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    check_steps(settings.samples, "samples")
+    done, mark = Sweep(Rows(), {}), f"{settings!r} {sdegen.__version__} {torch.__version__}"
+    total = sum(40 if job.budget < 1 else int(job.budget) for job in jobs)
+    try:
+        with evaluations_bar(total, progress) as bar:
+            for problem, own in itertools.groupby(jobs, key=lambda job: job.problem):
+                bench = Bench(problem, settings)
+                for job in own:
+                    c = job.contender
+                    bar.set_description_str(f"{problem.name}: {c.name}, {job.budget:g}")
+                    path = None if folder is None else folder / f"{job.key(mark)}.json"
+                    shot = bench.shot(job) if path is None or not path.exists() else read(path)
+                    if path is not None and not path.exists():
+                        write(path, shot)
+                    done.rows.extend(shot.rows)
+                    done.shown[problem.name, Entry(c.library, c.name, c.grid), job.budget] = shot.shown
+                    bar.update(40 if job.budget < 1 else int(job.budget))
+    except BaseException as error:
+        error.partial = done  # type: ignore[attr-defined]
+        raise
+    return done
+
+
+class Bench:
+    """One problem with its target and floors, which are made when the first run needs them."""
+
+    def __init__(self, problem: Problem, settings: Settings) -> None:
+        self.problem, self.settings = problem, settings
+        self._target: Target | None = None
+        self._floors: dict[str, float] = {}
+
+    @property
+    def target(self) -> Target:
+        """What samples are compared with."""
+        if self._target is None:
+            s = self.settings
+            self._target = target(self.problem, s.metrics, s.samples, s.seed, s.batch_size)
+        return self._target
+
+    def floor(self, m: Metric) -> float:
+        """A metric's value for exact samples, as many where there are."""
+        if m.name not in self._floors:
+            spare = self.target.spare
+            n = self.settings.samples if spare is None else min(self.settings.samples, len(spare))
+            self._floors[m.name] = measures.floor(m, self.target, n)
+        return self._floors[m.name]
+
+    def shot(self, job: Job) -> Shot:
+        """One run, measured."""
+        c, p, s = job.contender, self.problem, self.settings
+        wanted = [m for m in s.metrics if not (m.name == "rmse" and c.stochastic)]
+        target = self.target  # not within the time of the first run
+        few = min(s.samples, FEW)
+        memory = _memory(lambda n: c.draw(p, n, job.budget, s.seed, s.batch_size), p, few)
+        (x, nfe), seconds = _timed(lambda: c.draw(p, s.samples, job.budget, s.seed, s.batch_size))
+        failed = int((~x.flatten(1).isfinite().all(1)).sum())
+        about = {"model": p.name, "solver": c.name, "library": c.library, "grid": c.grid, "budget": job.budget}
+        cost = {"seconds": seconds, "memory": memory, "failed": failed, "samples": s.samples, "seed": s.seed}
+        rows = Rows()
+        for m in wanted:
+            floor = self.floor(m)
+            found = measures.measure(m, x, target, level=s.level, resamples=s.resamples, seed=s.seed, floor=floor)
+            rows.append({**about, "nfe": nfe, "metric": m.name, **found._asdict(), **cost})
+        some = min(max(SHOWN // math.prod(p.shape), 16), 400)
+        return Shot(rows, x[:some].cpu())
+
+
+def _timed(draw: Callable[[], Drawn]) -> tuple[Drawn, float]:
+    """What was drawn, and the seconds of the fastest run: others are slower for what else the machine does."""
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < 5 and sum(seconds) < 1.0):
+        began = time.perf_counter()
+        found = draw()
+        if found.x.is_cuda:
+            torch.cuda.synchronize(found.x.device)
+        seconds.append(time.perf_counter() - began)
+    return found, min(seconds)
+
+
+def _memory(draw: Any, problem: Problem, few: int) -> float:
+    """The most bytes of tensors alive at once in a run of few samples, per sample; the GPU's for a model on one."""
+    device = place(problem.model, None, None)[1]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        draw(few)
+        return float(torch.cuda.max_memory_allocated(device) - before) / few
+    return peak_memory(lambda: draw(few)) / few
+
+
+def fingerprint(problem: Problem) -> str:
+    """A hash that changes with the process, the model's answers, and what samples are compared with."""
+    process = problem.process
+    level = process.level((process.t_min + process.t_max) / 2)
+    with torch.no_grad():
+        dtype, device = place(problem.model, problem.dtype, None)
+        seen = problem.model(process.prior(noises.seeds(0, 2, device=device), problem.shape, dtype), level, "data")
+    parts = [seen] if problem.data is None else [seen, problem.data[:2], problem.data.sum()[None]]
+    parts += [] if problem.law is None else [problem.law.means, problem.law.weights]
+    digest = hashlib.sha256(f"{problem.name} {process} {problem.shape} {problem.dtype}".encode())
+    for part in parts:
+        digest.update(repr(part.double().flatten()[:4096].tolist()).encode())
+    return digest.hexdigest()
+
+
+def write(path: Path, shot: Shot) -> None:
+    """A run as JSON, all of it or nothing."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps({"rows": list(shot.rows), "shown": shot.shown.double().round(decimals=4).tolist()}))
+    part.replace(path)
+
+
+def read(path: Path) -> Shot:
+    """A run that was written."""
+    found = json.loads(path.read_text())
+    return Shot(Rows(found["rows"]), torch.tensor(found["shown"]))

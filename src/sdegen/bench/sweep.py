@@ -1,0 +1,90 @@
+"""Every solver at every budget on every model, measured: `sweep`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sdegen.bench.contenders import Contender, Ours
+from sdegen.bench.names import contender
+from sdegen.bench.problems import Problem
+from sdegen.bench.rows import Rows
+from sdegen.bench.runs import Job, Settings, collect
+from sdegen.bench.targets import metric
+from sdegen.errors import InvalidArgumentError
+from sdegen.grids import check_steps
+from sdegen.metrics import Metric
+from sdegen.solvers.base import Solver
+
+
+def sweep(
+    models: Problem | Sequence[Problem],
+    solvers: Mapping[str, Solver] | Sequence[str | Contender],
+    budgets: Sequence[int],
+    metrics: Sequence[str | Metric] = ("sw2",),
+    *,
+    tols: Sequence[float] = (1e-2, 1e-3),
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    resamples: int = 60,
+    batch_size: int | None = None,
+    keep: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+) -> Rows:
+    """Rows `(model, solver, grid, budget, metric)` with the quality, its interval, its floor, seconds and memory.
+
+    models: problems, such as `bench.problem("digits")` or a `Problem` of your own. solvers: by name (`"dpmpp2"`, with a
+    grid `"dpmpp2@karras"`; `"plan1000"` is a plan calibrated with so many evaluations), as a mapping from names to
+    solvers, or contenders. budgets: network evaluations per sample, a last denoising included; those that a solver
+    cannot take a step with are left out, and adaptive solvers run to the tolerances `tols` instead. metrics: by name or
+    as objects (`sdegen.metrics`); `rmse` is of deterministic solvers alone. samples: how many are drawn, by `seed`.
+    level, resamples: of the intervals. batch_size: how many the network sees at once. keep: a folder in which every run
+    is kept when it is done, and read from when it is asked for again, so that an interrupted sweep goes on. progress:
+    None shows a bar on terminals.
+
+    Raises InvalidArgumentError before the first evaluation on arguments that cannot work.
+    """
+    settings = Settings(tuple(metric(m) for m in metrics), samples, seed, level, resamples, batch_size)
+    jobs = plan(models, solvers, budgets, tols)
+    return collect(jobs, settings, keep, progress).rows
+
+
+def plan(
+    models: Problem | Sequence[Problem],
+    solvers: Mapping[str, Solver] | Sequence[str | Contender],
+    budgets: Sequence[int],
+    tols: Sequence[float],
+) -> list[Job]:
+    """All runs of a sweep. Raises InvalidArgumentError where there are none, or two of one name."""
+    problems = [models] if isinstance(models, Problem) else list(models)
+    if isinstance(solvers, Mapping):
+        found: list[Contender] = [Ours(name, solver) for name, solver in solvers.items()]
+    else:
+        found = [contender(s) if isinstance(s, str) else s for s in solvers]
+    for n in budgets:
+        check_steps(n, "a budget")
+    for tol in tols:
+        if not 0 < tol < 1:
+            raise InvalidArgumentError(f"a tolerance must be between 0 and 1, got {tol}")
+    called: dict[str, list[Any]] = {
+        "model": [p.name for p in problems],
+        "solver": [(c.library, c.name, c.grid) for c in found],
+    }
+    for what, names in called.items():
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise InvalidArgumentError(f"two {what}s are called {twice[0]!r}: give them names of their own")
+    jobs = [
+        Job(p, c, budget)
+        for p, c in itertools.product(problems, found)
+        for budget in (tols if c.adaptive else budgets)
+        if budget < 1 or budget >= c.least + p.denoises
+    ]
+    if not jobs:
+        raise InvalidArgumentError(
+            "there is nothing to run: give at least one model, one solver, and a budget that is enough for one step"
+        )
+    return jobs

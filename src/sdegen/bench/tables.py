@@ -1,0 +1,208 @@
+"""Rows as tables: for a terminal, for Markdown, and the answers that they give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from sdegen.bench.rows import Rows
+
+Row = dict[str, Any]
+LARGER = frozenset({"is", "is_inf", "precision", "recall", "density", "coverage"})
+"""Metrics of which more is better."""
+SIGNED = frozenset({"loglik"})
+"""Metrics that may miss to either side."""
+
+
+class Entry(NamedTuple):
+    """A contender's place in a table, and how people call it."""
+
+    library: str
+    solver: str
+    grid: str
+
+    def __str__(self) -> str:
+        name = self.solver if self.library == "sdegen" else f"{self.library} {self.solver}"
+        return name if self.grid == "own" else f"{name}, {self.grid}"
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is of this library."""
+        return self.library == "sdegen"
+
+
+def entry(row: Row) -> Entry:
+    """The contender of a row."""
+    return Entry(row["library"], row["solver"], row["grid"])
+
+
+def short(value: float) -> str:
+    """A number in three digits."""
+    if math.isnan(value):
+        return "—"
+    return "failed" if math.isinf(value) else f"{value:.3g}"
+
+
+def budget(value: float) -> str:
+    """A budget as a heading."""
+    return f"tol {value:g}" if value < 1 else f"{value:g}"
+
+
+def loss(row: Row) -> float:
+    """How far a row is from the best there can be: what rows of one metric are ranked by."""
+    value = float(row["value"])
+    if math.isnan(value):
+        return math.inf
+    return -value if row["metric"] in LARGER else abs(value) if row["metric"] in SIGNED else value
+
+
+def at_floor(row: Row) -> bool:
+    """Whether exact samples could well show as much: the interval reaches the floor; of rmse, the value does."""
+    value, low, high, floor = (float(row[key]) for key in ("value", "low", "high", "floor"))
+    if not math.isfinite(floor):
+        return False
+    if row["metric"] == "rmse" or math.isnan(low):
+        low = high = value
+    if row["metric"] in LARGER:
+        return high >= floor
+    return low <= floor and (row["metric"] not in SIGNED or high >= -floor)
+
+
+def ranked(rows: Rows) -> list[Entry]:
+    """The contenders of one model and metric, best first: by their mean rank over the budgets that they all have."""
+    found = {e: {row["budget"]: loss(row) for row in rows if entry(row) == e} for e in dict.fromkeys(map(entry, rows))}
+    shared = set.intersection(*(set(losses) for losses in found.values())) if found else set()
+    budgets = shared or {b for losses in found.values() for b in losses}
+
+    def rank(e: Entry) -> float:
+        own = [b for b in budgets if b in found[e]]
+        places = [sum(losses.get(b, math.inf) < found[e][b] for losses in found.values()) for b in own]
+        return sum(places) / len(places)
+
+    return sorted(found, key=rank)
+
+
+class Sheet(NamedTuple):
+    """A table: what it is of, its headings, and lines of cells."""
+
+    title: str
+    head: list[str]
+    lines: list[list[str]]
+
+
+Cell = Callable[[Row], str]
+
+
+def plain(row: Row) -> str:
+    """A value with its floor, a star where it is as good as exact samples."""
+    tail = f" @ {row['nfe']:.3g}" if row["budget"] < 1 else ""
+    return f"{short(row['value'])} ({short(row['floor'])}){'*' if at_floor(row) else ''}{tail}"
+
+
+def full(row: Row) -> str:
+    """A value with its interval, its floor, and, of an adaptive solver, its evaluations."""
+    span = "" if math.isnan(row["low"]) else f" [{short(row['low'])}, {short(row['high'])}]"
+    tail = f", {row['nfe']:.3g} evaluations" if row["budget"] < 1 else ""
+    return f"{short(row['value'])}{span}, floor {short(row['floor'])}{tail}"
+
+
+def sheets(rows: Rows, cell: Cell) -> list[Sheet]:
+    """A table per model and metric, those of adaptive solvers apart: contenders below each other, budgets beside."""
+    found = []
+    for model in rows.each("model"):
+        for metric in rows.each("metric"):
+            own = rows.where(model=model, metric=metric)
+            for adaptive in (False, True):
+                part = Rows(row for row in own if (row["budget"] < 1) == adaptive)
+                if part:
+                    found.append(_sheet(f"{model}, {metric}", part, cell))
+    return found
+
+
+def _sheet(title: str, rows: Rows, cell: Cell) -> Sheet:
+    budgets = sorted(rows.each("budget"), reverse=min(rows.each("budget")) < 1)
+    place = {(entry(row), row["budget"]): row for row in rows}
+    lines = []
+    for e in ranked(rows):
+        cells = [cell(place[e, b]) if (e, b) in place else "" for b in budgets]
+        lines.append([str(e), *cells])
+    return Sheet(title, ["solver", *(budget(b) if b < 1 else f"NFE {b:g}" for b in budgets)], lines)
+
+
+def text(rows: Rows) -> str:
+    """All tables for a terminal: a value, in parentheses its floor, and a star where exact samples show as much."""
+    parts = []
+    for sheet in sheets(rows, plain):
+        widths = [max(len(line[i]) for line in [sheet.head, *sheet.lines]) for i in range(len(sheet.head))]
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        parts.append(
+            "\n".join([sheet.title, rule, _line(sheet.head, widths), rule, *(_line(x, widths) for x in sheet.lines)])
+        )
+    if not parts:
+        return "no rows"
+    legend = "value (floor: what exact samples show), best first; * the interval reaches the floor; @ evaluations"
+    return "\n\n".join([*parts, legend])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = (
+        cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(cells, widths))
+    )
+    return "  ".join([first, *rest]).rstrip()
+
+
+def markdown(rows: Rows) -> str:
+    """All tables as Markdown, with intervals."""
+    parts = []
+    for sheet in sheets(rows, full):
+        lines = [sheet.head, ["---"] * len(sheet.head), *sheet.lines]
+        parts.append("\n".join([f"### {sheet.title}", "", *("| " + " | ".join(line) + " |" for line in lines)]))
+    return "\n\n".join([*parts, ""])
+
+
+class Answer(NamedTuple):
+    """At one budget the best of ours, and of other libraries where there are any; `better` is ours over theirs."""
+
+    model: str
+    metric: str
+    budget: float
+    ours: Row | None
+    peer: Row | None
+
+    @property
+    def better(self) -> float:
+        """The others' best value over ours, of metrics that are distances: above 1 ours is nearer; else NaN."""
+        if self.ours is None or self.peer is None or self.metric in LARGER | SIGNED:
+            return math.nan
+        ours, theirs = float(self.ours["value"]), float(self.peer["value"])
+        return theirs / ours if ours > 0 and theirs > 0 else math.nan
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.ours is None or self.peer is None:
+            return ""
+        if at_floor(self.ours) and at_floor(self.peer):
+            return "both at the floor"
+        who = "sdegen" if loss(self.ours) <= loss(self.peer) else str(self.peer["library"])
+        overlap = self.ours["low"] <= self.peer["high"] and self.peer["low"] <= self.ours["high"]
+        how = "" if math.isnan(self.better) else f" {max(self.better, 1 / self.better):.2g} times nearer"
+        return who + how + (", within the intervals" if overlap else "")
+
+
+def answers(rows: Rows) -> list[Answer]:
+    """The best at every budget of evaluations, by model and metric."""
+    found = []
+    for model in rows.each("model"):
+        for metric in rows.each("metric"):
+            own = rows.where(model=model, metric=metric)
+            for b in sorted(x for x in own.each("budget") if x >= 1):
+                here = own.where(budget=b)
+                both = [
+                    Rows(r for r in here if entry(r).ours == ours and math.isfinite(r["value"]))
+                    for ours in (True, False)
+                ]
+                best = [min(part, key=loss, default=None) for part in both]
+                found.append(Answer(model, metric, b, *best))
+    return found

@@ -1,0 +1,683 @@
+"""Sweeps and `sdegen bench`: what is counted, compared, kept, resumed and written; names; errors in the score."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import json
+import math
+import re
+
+import pytest
+import torch
+
+import sdegen as sd
+from sdegen import bench
+from sdegen.bench import names, orders, page, runs, tables, targets
+from sdegen.bench.contenders import Calibrated, Ours, drawn
+from sdegen.cli import main
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+
+F64 = torch.float64
+
+
+class Counted:
+    """An exact denoiser of a mixture that counts the rows it is asked for, and may raise."""
+
+    def __init__(self, process, law, stop=math.inf):
+        self.inner, self.rows, self.stop = law.score(process), 0, stop
+        self.process = process
+
+    def __call__(self, x, time):
+        self.rows += len(x)
+        if self.rows > self.stop:
+            raise KeyboardInterrupt
+        return self.inner(x, self.process.level(time.double()), "data")
+
+
+def ring(process=None, stop=math.inf, **options):
+    process = process or sd.VP()
+    law = sd.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=F64), stds=0.3)
+    net = Counted(process, law, stop)
+    given = {"law": law, "dtype": F64, **options}
+    return bench.Problem("two", sd.ScoreModel(process, net, "data"), (2,), **given), net
+
+
+@pytest.fixture(scope="module")
+def small():
+    """One sweep that several tests look at."""
+    problem, _ = ring()
+    solvers = ["default", "ddim", "heun", "ddpm", "adams"]
+    return bench.sweep(problem, solvers, [4, 8, 16], ["sw2", "rmse"], samples=64, resamples=20, progress=False)
+
+
+# rows
+
+
+def test_rows_are_tidy(small):
+    assert all(tuple(row) == bench.COLUMNS for row in small)
+    places = [(r["solver"], r["budget"], r["metric"]) for r in small]
+    assert len(set(places)) == len(places)
+    assert {(s, m) for s, _, m in places} == {
+        *((s, "sw2") for s in ("default", "ddim", "heun", "ddpm", "adams")),
+        *((s, "rmse") for s in ("default", "ddim", "heun", "adams")),
+    }
+    assert {b for s, b, _ in places if s == "adams"} == {1e-2, 1e-3}
+    assert {b for s, b, _ in places if s == "ddim"} == {4, 8, 16}
+
+
+def test_evaluations_are_those_of_the_model():
+    for name in ("default", "heun", "pc", "dpm3", "adams"):
+        problem, net = ring()
+        contender = names.contender(name)
+        for budget in (1e-2,) if contender.adaptive else (7, 12):
+            net.rows = 0
+            made = contender.draw(problem, 32, budget, 0, None)
+            if budget < 1:  # samples that are done may be evaluated once more until they leave the batch
+                assert made.nfe <= net.rows / 32 < 1.1 * made.nfe
+            else:
+                assert made.nfe == net.rows / 32 <= budget
+
+
+def test_the_last_denoising_counts_where_samples_are_compared_with_data():
+    process = sd.VP()
+    data = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    problem, net = ring(process, law=None, data=data, dtype=None)
+    made = names.contender("ddim").draw(problem, 16, 6, 0, None)
+    assert made.nfe == 6 == net.rows / 16
+    exact = sd.sample(problem.model, (16, 2), steps=5, solver=sd.ddim(), progress=False)
+    assert torch.equal(made.x, exact)
+
+
+def test_values_are_the_metrics_of_the_samples(small):
+    problem, _ = ring()
+    x = drawn(problem, 64, 0, None, solver=sd.ddim(), steps=8).x
+    goal = targets.target(problem, [targets.metric("rmse")], 64, 0, None)
+    for name in ("sw2", "rmse"):
+        (row,) = small.where(solver="ddim", budget=8, metric=name)
+        assert row["value"] == targets.metric(name)(x, goal)
+        assert row["floor"] == pytest.approx(sd.metrics.floor(targets.metric(name), goal, 64))
+        assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_the_reference_is_tight():
+    problem, _ = ring()
+    goal = targets.target(problem, [targets.metric("rmse")], 32, 0, None)
+    exact = drawn(problem, 32, 0, None, solver=sd.adams(), tol=1e-10).x
+    assert (goal.ends - exact).abs().max() < 1e-6
+    assert 0 < (goal.ends_spare - exact).abs().max() < 1e-4
+
+
+def test_more_evaluations_are_nearer(small):
+    for name in ("default", "ddim", "heun"):
+        values = [small.where(solver=name, budget=b, metric="rmse")[0]["value"] for b in (4, 8, 16)]
+        assert values[0] > values[1] > values[2] > 0
+
+
+def test_csv_and_frame_hold_the_rows(small, tmp_path):
+    small.write(tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert [r["solver"] for r in read] == [r["solver"] for r in small]
+    assert [float(r["value"]) for r in read] == [r["value"] for r in small]
+    pytest.importorskip("pandas")
+    frame = small.frame()
+    assert list(frame.columns) == list(bench.COLUMNS)
+    assert frame["value"].tolist() == [r["value"] for r in small]
+
+
+def test_a_frame_without_pandas_says_what_to_install(small, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(InvalidArgumentError, match="pip install pandas"):
+        small.frame()
+
+
+def test_rows_without_such_a_column():
+    with pytest.raises(InvalidArgumentError, match="no column 'nfes'"):
+        bench.Rows().where(nfes=3)
+
+
+def test_bad_samples_are_counted_and_do_not_hide():
+    problem, _net = ring()
+
+    class Bad(Counted):
+        def __call__(self, x, time):
+            out = super().__call__(x, time)
+            return torch.where((torch.arange(len(x)) == 1)[:, None], torch.nan, out) if len(x) == 32 else out
+
+    bad = Bad(problem.process, problem.law)
+    broken = bench.Problem("bad", sd.ScoreModel(problem.process, bad, "data"), (2,), law=problem.law, dtype=F64)
+    (row,) = bench.sweep(broken, ["ddim"], [5], ["sw2"], samples=32, resamples=20, progress=False)
+    assert row["failed"] == 1
+    assert row["value"] == math.inf
+    assert "1 failed" in page._cell(row)["value"]
+
+
+# resuming
+
+
+def key(row):
+    return {name: value for name, value in row.items() if name != "seconds"}
+
+
+def test_a_sweep_goes_on_where_it_was_interrupted(tmp_path):
+    whole, net = ring()
+    settings = {"samples": 16, "resamples": 20, "progress": False}
+    expected = bench.sweep(whole, ["ddim", "heun", "ddpm"], [4, 8], ["sw2"], **settings)
+    cut, _ = ring(stop=net.rows // 2)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        bench.sweep(cut, ["ddim", "heun", "ddpm"], [4, 8], ["sw2"], keep=tmp_path, **settings)
+    partial = caught.value.partial.rows
+    assert 0 < len(partial) < len(expected)
+    assert [key(r) for r in partial] == [key(r) for r in expected[: len(partial)]]
+    again, count = ring()
+    found = bench.sweep(again, ["ddim", "heun", "ddpm"], [4, 8], ["sw2"], keep=tmp_path, **settings)
+    assert [key(r) for r in found] == [key(r) for r in expected]
+    assert count.rows < net.rows
+    count.rows = 0
+    assert list(bench.sweep(again, ["ddim", "heun", "ddpm"], [4, 8], ["sw2"], keep=tmp_path, **settings)) == list(found)
+    assert count.rows <= 2 * 6  # the two states by which the model is known, once a run
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"samples": 17}, {"metrics": ["mean"]}, {"level": 0.9}, {"budgets": [5]}, {"model": 0.31}]
+)
+def test_what_is_kept_serves_the_same_run_only(tmp_path, change):
+    change = dict(change)
+    model = change.pop("model", None)
+    given = {"budgets": [4], "metrics": ["sw2"], "samples": 16, "resamples": 20, "progress": False, "keep": tmp_path}
+    problem, net = ring()
+    bench.sweep(problem, ["ddim"], **given)
+    if model is not None:
+        law = sd.GaussianMixture(problem.law.means, stds=model)
+        net = Counted(problem.process, law)
+        problem = bench.Problem("two", sd.ScoreModel(problem.process, net, "data"), (2,), law=law, dtype=F64)
+    net.rows = 0
+    bench.sweep(problem, ["ddim"], **{**given, **change})
+    assert net.rows > 16
+
+
+def test_a_run_is_written_whole_or_not_at_all(tmp_path):
+    shot = runs.Shot(bench.Rows([{"value": math.inf}]), torch.ones(2, 2))
+    runs.write(tmp_path / "a.json", shot)
+    back = runs.read(tmp_path / "a.json")
+    assert back.rows == shot.rows
+    assert torch.equal(back.shown, shot.shown)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text())["rows"]
+
+
+# problems
+
+
+@pytest.mark.parametrize("process", bench.PROCESSES)
+@pytest.mark.parametrize("name", bench.PROBLEMS)
+def test_a_built_in_problem_has_the_exact_score_of_its_law(name, process):
+    problem = bench.problem(name, process)
+    assert problem.name == f"{name}-{process}"
+    exact = problem.law.score(problem.process)
+    for part in (0.02, 0.4, 0.9):
+        t = problem.process.t_min + part * (problem.process.t_max - problem.process.t_min)
+        level = problem.process.level(t)
+        x = problem.law.sample(3, seed=1, level=level)
+        found, wanted = (m(x, level, "data") for m in (problem.model, exact))
+        assert (found - wanted).abs().max() < 1e-9 * (1 + wanted.abs().max())
+
+
+def test_rings_have_unequal_weights():
+    weights = bench.problem("rings").law.weights
+    assert weights.max() > 10 * weights.min()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"model": lambda x, t: x}, InvalidTypeError, "ScoreModel"),
+        ({"shape": (3,)}, InvalidArgumentError, r"of shape \[2\]"),
+        ({"image": (3, 3)}, InvalidArgumentError, "cannot be shown"),
+    ],
+)
+def test_a_problem_whose_parts_do_not_fit(change, error, words):
+    problem, _ = ring()
+    given = {"name": "x", "model": problem.model, "shape": (2,), "law": problem.law, **change}
+    with pytest.raises(error, match=words):
+        bench.Problem(**given)
+
+
+def test_an_unknown_problem_or_process():
+    with pytest.raises(InvalidArgumentError, match="did you mean 'digits'"):
+        bench.problem("digit")
+    with pytest.raises(InvalidArgumentError, match="unknown process 'vp'"):
+        bench.problem("rings", "vp")
+
+
+# names
+
+
+@pytest.mark.parametrize(
+    ("text", "solver"),
+    [
+        ("default", sd.default()),
+        ("dpmpp2", sd.dpmpp(2)),
+        ("dpmpp_3", sd.dpmpp(3)),
+        ("unipc3", sd.unipc(3)),
+        ("dpmpp(2, singlestep=True)", sd.dpmpp(2, singlestep=True)),
+        ("ddim(0.5)", sd.ddim(0.5)),
+        ("dopri5", sd.dopri5()),
+        ("dpmpp_sde2", sd.dpmpp_sde(2)),
+        ("pc", sd.pc()),
+    ],
+)
+def test_a_name_is_a_solver(text, solver):
+    assert names.contender(text) == Ours(text, solver)
+
+
+def test_a_grid_follows_the_at():
+    found = names.contender("unipc3@karras")
+    assert (found.grid, found.times, found.name) == ("karras", sd.grids.karras, "unipc3")
+    assert names.contender("dopri5").adaptive
+    assert not names.contender("dopri5@karras").adaptive
+    assert names.contender("plan33") == Calibrated(33)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("dpmp2", "did you mean 'dpmpp'"),
+        ("default@carras", "did you mean 'karras'"),
+        ("dpmpp9", "orders 1 to 3"),
+        ("dpmpp(order=2", "is not a solver"),
+        ("dpmpp(size=2)", "does not fit dpmpp"),
+        ("__import__('os')", "unknown solver"),
+        ("default(open('x'))", "is not a solver"),
+        ("nothere.py:f", "there is no 'nothere.py'"),
+    ],
+)
+def test_a_name_that_is_none(text, words):
+    with pytest.raises(InvalidArgumentError, match=re.escape(words)):
+        names.contender(text)
+
+
+def test_lists_split_outside_of_brackets():
+    assert names.split("a, dpmpp(2, singlestep=True)@karras,a ,b") == ["a", "dpmpp(2, singlestep=True)@karras", "b"]
+
+
+def test_problems_by_name():
+    assert [p.name for p in names.problems("rings,grid-EDM")] == ["rings-VP", "grid-EDM"]
+    assert [p.name for p in names.problems("grid-*")] == [f"grid-{p}" for p in bench.PROCESSES]
+
+
+# plans of a sweep
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"models": []}, "nothing to run"),
+        ({"solvers": []}, "nothing to run"),
+        ({"solvers": ["heun"], "budgets": [1]}, "nothing to run"),
+        ({"budgets": [0]}, "a budget"),
+        ({"tols": [2.0]}, "between 0 and 1"),
+        ({"solvers": ["ddim", Ours("ddim", sd.heun())]}, "two solvers"),
+        ({"metrics": ["fid"]}, "unknown metric 'fid'"),
+        ({"metrics": ["sw2"], "samples": 0}, "samples"),
+    ],
+)
+def test_a_sweep_that_cannot_work(change, words):
+    problem, net = ring()
+    given = {"models": problem, "solvers": ["ddim"], "budgets": [4], "progress": False, **change}
+    with pytest.raises(InvalidArgumentError, match=words):
+        bench.sweep(**given)
+    assert net.rows == 0
+
+
+# errors in the score
+
+
+def states(count=4000, level=0.5, scale=1.0):
+    process = sd.VP()
+    law = sd.Gaussian(torch.zeros(4, dtype=F64), std=scale)
+    at = process.level(process.t_min + level * (process.t_max - process.t_min))
+    return law.score(process), law.sample(count, seed=3, level=at), at
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("where", ["all", "low", "high"])
+@pytest.mark.parametrize("level", [0.01, 0.3, 0.8])
+def test_an_error_has_the_size_that_is_asked_for(level, where, scale):
+    """Over 200 functions and 50 states each; a function's mean square varies by some 20 %, their mean by 2 %."""
+    model, x, at = states(50, level, scale)
+    s = float(at.sigma / at.alpha) / scale
+    window = {"all": 1.0, "low": 1 / (1 + s * s), "high": s * s / (1 + s * s)}[where]
+    squares = []
+    for seed in range(200):
+        wrong = bench.perturbed(model, 0.1, where, seed=seed, scale=scale)
+        off = wrong(x, at, "data") - model(x, at, "data")
+        squares.append(off.square().mean())
+    found = float(torch.stack(squares).mean().sqrt())
+    assert found == pytest.approx(0.1 * scale * window * s / math.sqrt(1 + s * s), rel=0.1)
+
+
+def test_an_error_is_one_function_whatever_the_prediction_and_the_batch():
+    model, x, at = states(20)
+    wrong = bench.perturbed(model, 0.1)
+    data, noise = (wrong(x, at, want) for want in ("data", "noise"))
+    assert (at.alpha * data + at.sigma * noise - x).abs().max() < 1e-12
+    assert torch.equal(bench.perturbed(model, 0.1)(x, at, "data"), data)
+    assert not torch.equal(bench.perturbed(model, 0.1, seed=1)(x, at, "data"), data)
+    assert (wrong(x[:1], at, "data") - data[:1]).abs().max() < 1e-13
+    rows = sd.Level(*(v.expand(20) for v in at))
+    assert (wrong(x, rows, "data") - data).abs().max() < 1e-13
+
+
+def test_an_error_is_smooth():
+    _model, x, at = states(200)
+    off = bench.robustness.Disturbance()
+    gaps = [(off(x + d, at) - off(x, at)).abs().max() for d in (1e-3, 1e-4)]
+    assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.05)
+    order = [f.points for f in orders.falls(ring()[0].perturbed(0.05), [names.contender("dpmpp2")], 0, None).values()]
+    slope = math.log2(order[0][-2][1] / order[0][-1][1])
+    assert slope == pytest.approx(2, abs=0.3)
+
+
+def test_no_error_is_the_model_itself():
+    model, x, at = states(5)
+    assert torch.equal(bench.perturbed(model, 0.0)(x, at, "data"), model(x, at, "data"))
+
+
+def test_reduced_precision_is_that_of_its_dtype():
+    model, x, at = states(100)
+    off = (bench.reduced(model)(x, at, "data") - model(x, at, "data")).abs()
+    assert 1e-4 < off.max() < 2**-8 * 4
+    assert bench.reduced(model, F64)(x, at, "data").equal(model(x, at, "data"))
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda m: bench.perturbed(m, -1), InvalidArgumentError),
+        (lambda m: bench.perturbed(m, 0.1, "middle"), InvalidArgumentError),
+        (lambda m: bench.perturbed(m, 0.1, scale=0), InvalidArgumentError),
+        (lambda m: bench.perturbed(lambda x, t: x, 0.1), InvalidTypeError),
+        (lambda m: bench.reduced(m, torch.int8), InvalidArgumentError),
+        (lambda m: bench.reduced(None), InvalidTypeError),
+    ],
+)
+def test_errors_of_errors(call, error):
+    with pytest.raises(error):
+        call(states(1)[0])
+
+
+# tables
+
+
+def row(**change):
+    base = dict.fromkeys(bench.COLUMNS) | {"model": "m", "library": "sdegen", "grid": "own", "metric": "sw2"}
+    return base | {"solver": "a", "budget": 10, "nfe": 10, "value": 1.0, "low": 0.9, "high": 1.1, "floor": 0.5} | change
+
+
+def test_contenders_are_ranked_by_the_budgets_that_all_have():
+    rows = bench.Rows(
+        [
+            row(solver="a", budget=5, value=9.0),
+            row(solver="a", value=1.0),
+            row(solver="b", value=2.0),
+            row(solver="c", value=math.inf),
+        ]
+    )
+    assert [e.solver for e in tables.ranked(rows)] == ["a", "b", "c"]
+
+
+def test_answers_name_the_best_of_each_side():
+    peer = {"library": "other", "solver": "p"}
+    rows = bench.Rows([row(value=2.0), row(solver="b", value=1.0), row(**peer, value=3.0, low=2.9, high=3.1)])
+    (answer,) = tables.answers(rows)
+    assert (answer.ours["solver"], answer.peer["solver"], answer.better) == ("b", "p", 3.0)
+    assert answer.verdict == "sdegen 3 times nearer"
+    worse = bench.Rows([row(value=2.0, high=2.95), row(**peer, value=1.0, low=0.8, high=3.1)])
+    assert tables.answers(worse)[0].verdict == "other 2 times nearer, within the intervals"
+    floors = bench.Rows([row(low=0.4), row(**peer, low=0.1)])
+    assert tables.answers(floors)[0].verdict == "both at the floor"
+
+
+def test_more_is_better_where_it_is_and_signs_do_not_count():
+    def best(metric, values, **more):
+        rows = bench.Rows(row(solver=str(v), metric=metric, value=v, low=v - 0.1, high=v + 0.1, **more) for v in values)
+        return rows, tables.ranked(rows)[0].solver
+
+    shares, first = best("precision", [0.2, 0.7], floor=0.75)
+    assert first == "0.7"
+    assert [tables.at_floor(r) for r in shares] == [False, True]
+    gaps, first = best("loglik", [-0.5, 0.3, -1.0], floor=0.25)
+    assert first == "0.3"
+    assert [tables.at_floor(r) for r in gaps] == [False, True, False]
+    squares, first = best("mmd", [0.4, -0.1], floor=0.05)
+    assert first == "-0.1"
+    assert [tables.at_floor(r) for r in squares] == [False, True]
+    (answer,) = tables.answers(bench.Rows([*shares[:1], {**shares[1], "library": "other"}]))
+    assert answer.verdict == "other"
+
+
+def test_tables_have_the_floor_beside_every_number(small):
+    text, marked = tables.text(small), tables.markdown(small)
+    for r in small:
+        cell = f"{tables.short(r['value'])} ({tables.short(r['floor'])})"
+        assert cell in text
+        assert f"{tables.short(r['value'])} [{tables.short(r['low'])}, {tables.short(r['high'])}]" in marked
+    assert marked.count("floor") == len(small)
+
+
+# orders
+
+
+def test_orders_are_seen():
+    problem, _ = ring()
+    found = orders.falls(problem, [names.contender(n) for n in ("ddim", "dpmpp2", "ddpm", "adams")], 0, None)
+    assert set(found) == {"ddim", "dpmpp2"}
+    for name, order in (("ddim", 1), ("dpmpp2", 2)):
+        assert found[name].declared == order
+        (_, a), (_, b) = found[name].points[-2:]
+        assert math.log2(a / b) == pytest.approx(order, abs=0.25)
+
+
+# the command
+
+
+class Page(html.parser.HTMLParser):
+    """The texts and links of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.texts, self.links, self.tags = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset") and value]
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+
+ARGS = ["--problem", "rings", "--solvers", "default,ddim,adams", "--nfe", "5,10", "--samples", "40"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The files of one command."""
+    out = tmp_path_factory.mktemp("bench") / "report"
+    assert main(["bench", *ARGS, "--score-error", "0.1:low", "--out", str(out), "--quiet"]) == 0
+    return out
+
+
+def test_the_command_writes_a_table_and_a_page(made):
+    assert {p.name for p in made.iterdir()} == {"index.html", "results.csv", "results.md", "runs"}
+    with (made / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {r["model"] for r in rows} == {"rings-VP", "rings-VP+0.1low"}
+    text = (made / "index.html").read_text()
+    found = Page(text)
+    assert all(link.startswith(("data:", "#")) for link in found.links)
+    assert not re.search(r"https?://(?!www\.w3\.org)", re.sub(r"data:[^\"]*", "", text))
+    for r in rows:
+        assert tables.short(float(r["value"])) in found.texts
+        assert any(t.startswith(f"floor {tables.short(float(r['floor']))}") for t in found.texts)
+    for title in (
+        "Orders",
+        "Time grids",
+        "Samples",
+        "With an error in the score",
+        "Versions and hardware",
+        "sw2",
+        "rmse",
+    ):
+        assert title in found.texts
+    assert found.tags.count("picture") == 2 * (2 * 2 + 3)
+    assert "sdegen bench --problem rings" in text
+
+
+def test_the_command_runs_nothing_twice(made, monkeypatch):
+    before = (made / "results.csv").read_text()
+    monkeypatch.setattr(runs.Bench, "shot", lambda *args: pytest.fail("a run was repeated"))
+    assert main(["bench", *ARGS, "--score-error", "0.1:low", "--out", str(made), "--quiet", "--no-orders"]) == 0
+    assert (made / "results.csv").read_text() == before
+
+
+def test_an_interrupted_command_keeps_what_it_had(tmp_path, monkeypatch, capsys):
+    real, left = runs.Bench.shot, [3]
+
+    def shot(self, job):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(self, job)
+
+    monkeypatch.setattr(runs.Bench, "shot", shot)
+    args = ["bench", *ARGS, "--metrics", "sw2", "--no-orders", "--out", str(tmp_path), "--quiet"]
+    assert main(args) == 130
+    assert "interrupted" in capsys.readouterr().err
+    with (tmp_path / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3
+    assert "This run was interrupted" in (tmp_path / "index.html").read_text()
+    monkeypatch.setattr(runs.Bench, "shot", real)
+    assert main(args) == 0
+    assert "This run was interrupted" not in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--problem", "digit"], "did you mean 'digits'"),
+        (["--problem", "rings-XY"], "unknown process 'XY'"),
+        (["--solvers", "dpmp"], "did you mean 'dpm"),
+        (["--metrics", "fid"], "unknown metric 'fid'"),
+        (["--nfe", "0"], "0 is below 1"),
+        (["--nfe", "ten"], "'ten' is not a whole number"),
+        (["--tol", "2"], "2 is not between 0 and 1"),
+        (["--samples", "1"], "1 is below 2"),
+        (["--score-error", "0.1:middle"], "'middle' is none of"),
+        (["--score-error", "much"], "'much' is not a number"),
+        (["--model", "no.py:f"], "there is no 'no.py'"),
+        (["--model", "x.py:f", "--problem", "rings"], "not both"),
+        (["--data", "x.npy"], "go with --model"),
+        (["--peers", "kdiffusion"], "no adapter for 'kdiffusion'"),
+        (["--grids", "carras"], "unknown grid 'carras'"),
+        (["--bogus"], "unrecognized arguments"),
+    ],
+)
+def test_bad_arguments_end_with_status_2_and_one_line(args, words, tmp_path, capsys):
+    assert main(["bench", *args, "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+OWN = """
+import torch
+import sdegen as sd
+
+def model():
+    law = sd.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), stds=0.3)
+    process = sd.VP()
+    exact = law.score(process)
+    return sd.ScoreModel(process, lambda x, t: exact(x, process.level(t.double()), "noise"), "noise")
+
+def exact():
+    return sd.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), stds=0.3).score(sd.VP())
+
+def solver():
+    return sd.ddim()
+
+def broken():
+    raise RuntimeError("no weights here")
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["npy", "pt", "safetensors"])
+def test_a_model_and_data_of_ones_own(mine, tmp_path, kind):
+    data = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / f"data.{kind}"
+    if kind == "npy":
+        __import__("numpy").save(path, data.numpy())
+    elif kind == "pt":
+        torch.save(data, path)
+    else:
+        __import__("safetensors.torch").torch.save_file({"data": data}, path)
+    args = ["--model", f"{mine}:model", "--data", str(path), "--solvers", f"ddim,{mine}:solver", "--nfe", "6"]
+    assert main(["bench", *args, "--samples", "32", "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    with (tmp_path / "out" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(r["model"], r["metric"], float(r["nfe"])) for r in rows} == {("mine", m, 6.0) for m in ("sw2", "rmse")}
+    values = [[r["value"] for r in rows if r["solver"] == s] for s in ("ddim", "mine.py:solver")]
+    assert values[0] == values[1]
+
+
+def test_a_model_of_a_mixture_brings_its_law(mine, tmp_path):
+    args = ["--model", f"{mine}:exact", "--solvers", "ddim", "--nfe", "4", "--metrics", "modes"]
+    assert main(["bench", *args, "--samples", "32", "--out", str(tmp_path / "out"), "--quiet", "--no-orders"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "more", "words"),
+    [
+        ("broken", [], "no weights here"),
+        ("nothing", [], "must return a sdegen.ScoreModel"),
+        ("modle", [], "did you mean 'model'"),
+        ("model", [], "give the shape of a sample"),
+        ("model", ["--data", "none.npy"], "there is no file none.npy"),
+        ("model", ["--shape", "2", "--metrics", "sw2"], "needs the target's samples"),
+        ("model", ["--shape", "2,x"], "'x' is not a whole number"),
+    ],
+)
+def test_a_model_of_ones_own_that_cannot_work(mine, function, more, words, tmp_path, capsys):
+    args = ["bench", "--model", f"{mine}:{function}", *more, "--solvers", "ddim", "--nfe", "4", "--samples", "8"]
+    assert main([*args, "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_data_of_another_kind(tmp_path):
+    from sdegen.bench.command import read
+
+    (tmp_path / "a.txt").write_text("1")
+    torch.save(torch.arange(3), tmp_path / "a.pt")
+    torch.save({"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, tmp_path / "b.pt")
+    (tmp_path / "c.npy").write_bytes(b"not an array")
+    for name, words in (
+        ("a.txt", "are read from"),
+        ("a.pt", "floating array"),
+        ("b.pt", "one array"),
+        ("c.npy", "could not be read"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words):
+            read(tmp_path / name)
