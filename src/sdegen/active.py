@@ -20,7 +20,7 @@ from sdegen.previews import Watched
 from sdegen.process import Process
 from sdegen.progress import progress_bar
 from sdegen.sde import SDE, Level, ReverseSDE
-from sdegen.solution import STOP, Observer, Progress, Solution, Status, guard, shown
+from sdegen.solution import Observer, Progress, Solution, Status, guard, observed
 from sdegen.solvers.base import Step, check_step
 from sdegen.tensors import finite_rows
 from sdegen.trees import joined, keep, rows
@@ -206,10 +206,7 @@ class Run:
         """Show the attempt to the observer; whether it asks to stop."""
         preview = (lambda: None) if self.watched is None else self.watched.preview
         nfe = self.attempts * self.solver.evals + (0 if self._blank else getattr(self.solver, "primes", 0))
-        answer = shown(observe, Progress(self.attempts, None, batch.x, batch.now, nfe, preview))
-        if answer is not None and answer is not STOP:
-            self.path.append(answer)
-        return answer is STOP
+        return observed(observe, Progress(self.attempts, None, batch.x, batch.now, nfe, preview), self.path)
 
     def solution(self, rest: Batch | None = None) -> Solution:
         """What is done, in the order of the feed, and, of a run that broke off, `rest` as it stands."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.sde import SDE, Level
 from sdegen.tensors import as_time
+from sdegen.trees import keep
 
 Event = Callable[[Tensor, Level], Tensor]
 _HALVINGS = 60
@@ -65,7 +66,7 @@ class Dense:
             inside = inside if moving is None else inside & moving
             if not bool(inside.any()):
                 continue
-            safe = Level(*(torch.where(inside, a, b) for a, b in zip(at, next)))
+            safe = keep(inside, at, next)
             x = self._solver.inside(self._process, now, next, inner, safe)
             picked = inside.nonzero().flatten()
             out = out.index_copy(0, rows[picked], x[picked].to(out.dtype))

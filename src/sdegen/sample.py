@@ -30,6 +30,7 @@ from sdegen.solvers.tableaus import HEUN
 from sdegen.starts import begin_at, check_shape, denoised, own_seeds, place
 from sdegen.tolerance import adaptive_default, controlled, to_tolerance
 from sdegen.trajectory import Recorder, Trajectory, joined
+from sdegen.trees import picked
 
 _EDIT = (1, 0, 0, 0)  # words that no time and no prior has: noise of its own for `edit`
 
@@ -189,7 +190,7 @@ def sample(
         for k in range(chunks):
             first, real = k * size, min(size, n - k * size)
             index = torch.arange(first, first + size, device=device).clamp(max=n - 1)
-            here, own = model.rows(index) if hasattr(model, "rows") else model, seeds[index]
+            here, own = picked(model, index), seeds[index]
             begin = begin_at(here, own, event, dtype, control.times[0]) if x is None else x[index]
             source = (noise or noises.White)(own) if solver.stochastic or control.passes > 1 else None
             record = Recorder(begin[:real], here.process.level(control.times[0])) if return_path else None

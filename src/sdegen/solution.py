@@ -74,6 +74,14 @@ def shown(observe: Observer, progress: Progress) -> Any:
     return answer
 
 
+def observed(observe: Observer, progress: Progress, path: list[Any]) -> bool:
+    """Show a step to the observer and keep its answer in the path; whether it asks to stop."""
+    answer = shown(observe, progress)
+    if answer is not None and answer is not STOP:
+        path.append(answer)
+    return answer is STOP
+
+
 @contextlib.contextmanager
 def guard(where: Callable[[], str], partial: Callable[[], Any]) -> Iterator[None]:
     """Let exceptions pass unchanged, with a note of where, and what is done so far as `partial`."""

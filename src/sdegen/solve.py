@@ -19,10 +19,10 @@ from sdegen.noise import NoiseSource
 from sdegen.previews import Watched
 from sdegen.progress import progress_bar
 from sdegen.sde import SDE, Level, ReverseSDE
-from sdegen.solution import STOP, Observer, Progress, Solution, Status, ended, guard, shown
+from sdegen.solution import Observer, Progress, Solution, Status, ended, guard, observed
 from sdegen.solvers.base import Reverse, Solver, Step, check_step, draw
 from sdegen.tensors import combine, finite_rows, widen
-from sdegen.trees import keep
+from sdegen.trees import keep, picked, spread
 
 
 @strict_keywords
@@ -95,10 +95,6 @@ def _adapted(
     """Each sample with its own steps; all start together."""
     process = model.process
     # picking rows makes copies, so that the caller's x is never the solver's
-
-    def picked(whole: Any, index: Tensor) -> Any:
-        return whole.rows(index) if hasattr(whole, "rows") else whole
-
     feed = Feed(
         len(x),
         lambda index: picked(model, index),
@@ -279,7 +275,7 @@ class _Between:
         self.hit: tuple[Tensor, Tensor] | None = None
 
     def _each(self, level: Level) -> Level:
-        return Level(*(v.to(self.index.device).expand(len(self.index)) for v in level))
+        return spread(level, len(self.index), self.index.device)
 
     def passed(self, step: Step, now: Level, next: Level) -> Step:
         """The step, ended inside for samples whose event happens in it."""
@@ -318,7 +314,4 @@ def _no_preview() -> None:
 def _observed(observe: Observer, rows: _Rows, steps: int | None, watched: Watched | None) -> bool:
     """Show the step to the observer, keep its answer; whether it asks to stop."""
     preview = _no_preview if watched is None else watched.preview
-    answer = shown(observe, Progress(rows.steps, steps, rows.x, rows.level, rows.spent, preview))
-    if answer is not None and answer is not STOP:
-        rows.path.append(answer)
-    return answer is STOP
+    return observed(observe, Progress(rows.steps, steps, rows.x, rows.level, rows.spent, preview), rows.path)

@@ -21,6 +21,7 @@ from sdegen.sde import ReverseSDE
 from sdegen.solution import Solution, guard
 from sdegen.solvers.base import Solver
 from sdegen.starts import begin_at, denoised
+from sdegen.trees import picked
 
 
 def adaptive_default(model: Any) -> Solver:
@@ -72,7 +73,7 @@ def to_tolerance(
         return begin_at(model, seeds[index], event, dtype, bound.first.t) if x is None else x[index]
 
     def rows(index: Tensor) -> Any:
-        return model.rows(index.to(device)) if hasattr(model, "rows") else model
+        return picked(model, index.to(device))
 
     def source(index: Tensor) -> Any:
         return make(seeds[index.to(device)]) if solver.stochastic else None

@@ -38,6 +38,17 @@ def rows(tree: T, index: Tensor) -> T:
     return picked
 
 
+def picked(whole: Any, index: Tensor) -> Any:
+    """A model or a noise source for the samples `index`, where it is one that knows its samples; else as it is."""
+    return whole.rows(index) if hasattr(whole, "rows") else whole
+
+
+def spread(tree: T, count: int, device: torch.device) -> T:
+    """Values `[]` or `[count]` as `[count]` on a device."""
+    wide: T = mapped(lambda leaf: leaf.to(device).expand(count), tree)
+    return wide
+
+
 def joined(first: T, second: T) -> T:
     """The rows of one tree, then those of another of the same structure."""
     whole: T = mapped(lambda *leaves: cat(leaves) if leaves[0].ndim else leaves[0], first, second)

@@ -62,7 +62,7 @@ def quality(rows: Rows, cost: str) -> Picture:
     curves = {str(e): [_point(row, cost) for row in rows if entry(row) == e] for e in entries}
     least = min(map(drawn_value, rows))
     # one far below all values would squeeze them; it stands in the table
-    known = [row["floor"] for row in rows if least / FAR < row["floor"] < math.inf]
+    known = [row["floor"] for row in rows if metric != "rmse" and least / FAR < row["floor"] < math.inf]
     budget = min(row["budget"] for row in rows)
     # what is far off at the fewest evaluations would squeeze all others; it stands in the table
     top = 1.5 * FAR * min(drawn_value(row) for row in rows if row["budget"] == budget)

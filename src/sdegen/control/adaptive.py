@@ -14,6 +14,7 @@ from sdegen.sde import SDE, Level
 from sdegen.solution import Status
 from sdegen.solvers.base import Step
 from sdegen.tensors import finite_rows, length, mean_square, power
+from sdegen.trees import keep, spread
 
 RUNNING = -1
 _PATIENCE = 12
@@ -72,7 +73,7 @@ class Adaptive:
     def init(self, process: SDE, x: Tensor) -> tuple[Level, Level, Pace]:
         """The start, where every sample first stands still, and the state of `count` samples."""
         count, device = x.shape[0], x.device
-        now = Level(*(v.to(device).expand(count) for v in self.first))
+        now = spread(self.first, count, device)
         whole = self._clock(self.last).to(device) - self._clock(now)
         step = whole.abs()
         if self.settings.first_step is not None:
@@ -132,7 +133,7 @@ class Adaptive:
             status,
             torch.zeros_like(still),
         )
-        now = Level(*(torch.where(accept, b, a) for a, b in zip(now, next)))
+        now = keep(accept, next, now)
         return accept, now, self._ahead(process, now, pace.step, status != RUNNING), pace
 
     def _status(
@@ -191,7 +192,7 @@ class Adaptive:
         next = Level(*(torch.where(final, b.to(a.device), a) for a, b in zip(there, self.last)))
         if ended is None:
             return next
-        return Level(*(torch.where(ended, a, b) for a, b in zip(now, next)))
+        return keep(ended, now, next)
 
     def _jump(self, process: Process, now: Level, jump: float) -> Tensor:
         """How far the clock goes over a log-SNR of `jump`."""
