@@ -6,10 +6,10 @@ STAMP := $(VENV)/.stamp
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow test-deep mutants check bench clean
+.PHONY: help demo test slow test-deep mutants check bench bench-compare bench-save clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,9 +40,17 @@ check: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(STAMP) ## run the benchmarks
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,ops,rounds \
-		--benchmark-sort=name --benchmark-group-by=group -q
+SPEED := $(ONE_THREAD) $(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet -q --ratios
+
+bench: $(STAMP) ## measure speed beside the peers; print ratios
+	$(SPEED) .benchmarks/latest.json
+
+bench-compare: bench ## measure, and say what got slower since the stored baseline
+	$(BIN)/python -m benchmarks.compare
+
+bench-save: $(STAMP) ## measure, store the baseline and write docs/speed.md
+	$(SPEED) benchmarks/baseline.json
+	$(BIN)/python -m benchmarks.compare --write
 
 clean: ## remove the environment, caches and outputs
 	rm -rf $(VENV) demo-output dist build .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,40 +1,46 @@
-"""What adaptive steps cost beside the network, and what a queue saves, beside torchode and torchdiffeq.
+"""What an attempt of an adaptive step costs besides the network, beside the peers.
 
-`make bench` prints medians; compare within a group. `python -m benchmarks.adaptive` has what an error costs.
+`python -m benchmarks.adaptive` has what an error costs, and a queue.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
-import torch
 
-from benchmarks.adaptive import cost, queue
+pytest.importorskip("torchode")
+pytest.importorskip("torchdiffeq")
 
+from benchmarks.adaptive import cost
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
+Make = Callable[[], Callable[[], Any]]
+SHAPES = cost.SHAPES[0], cost.SHAPES[2]
 
 
-@pytest.mark.parametrize("shape", cost.SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-@pytest.mark.parametrize("name", list(cost.runs()))
-def test_a_whole_solve_with_a_network_of_nothing(benchmark, name, shape):
-    """Attempts and calls are in the extra info: divide by them."""
-    benchmark.group = f"adaptive solve, x {list(shape)}, tol {cost.TOL:g}"
-    run, x = cost.runs()[name], cost.start(shape)
-    benchmark.extra_info.update(run(x)._asdict())
-    benchmark.pedantic(run, (x,), rounds=3)
+def attempts(shape: tuple[int, ...]) -> dict[str, Make]:
+    """torchode's dopri5 first, whose steps are per sample as well."""
+    runs = cost.runs()
+    first = "torchode dopri5"
+
+    def on(run: cost.Run) -> Make:
+        return lambda: lambda: run(cost.start(shape))
+
+    return {name: on(runs[name]) for name in [first, *(name for name in runs if name != first)]}
 
 
-@pytest.mark.parametrize("name", list(queue.RUNS))
-def test_samples_of_unlike_cost(benchmark, name):
-    """The same samples in a queue, and batch after batch."""
-    benchmark.group = f"{queue.SAMPLES} samples that need unlike numbers of steps"
-    net = queue.problem()[0]
-    net.calls = net.rows = 0
-    benchmark.pedantic(queue.RUNS[name], rounds=1)
-    benchmark.extra_info.update(calls=net.calls, rows=net.rows)
+GROUPS: dict[str, dict[str, Make]] = {
+    f"controller, an attempt, {'x'.join(map(str, shape))}": attempts(shape) for shape in SHAPES
+}
+
+
+def units(result: Any) -> int:
+    """Attempts of a solve."""
+    attempted: int = result.attempts
+    return attempted
+
+
+def test_controller(beside: Callable[[], None]) -> None:
+    """Per attempt of a whole solve with a network of nothing."""
+    beside()

@@ -1,136 +1,138 @@
-"""What the library itself costs, beside the least that could do the job and beside its peers, in one run each.
+"""What a step costs besides the network, beside a loop by hand and the peers.
 
-The network is nearly free, so that times are overhead. `make bench` prints medians; compare within a group.
+The network is nearly free, so that times are overhead; they are per step. `python -m benchmarks.overhead` has more
+methods and shapes, and memory.
 """
 
 from __future__ import annotations
 
-import math
-import subprocess
-import sys
+from collections.abc import Callable
+from typing import Any
 
-import pytest
 import torch
-import torchdiffeq
-import torchsde
 
 import sdegen as sd
+from benchmarks import overhead
 from sdegen import adapters
 
-STEPS = 50
-SMALL, LARGE = (16, 2), (256, 3072)
-VP = sd.VP()
+SHAPES = ((16, 2), (64, 3, 32, 32))
+VP, STEPS = overhead.VP, overhead.N
+Make = Callable[[], Callable[[], Any]]
 
 
-def network(x, t):
-    return x * -0.5
-
-
-MODEL = sd.ScoreModel(VP, network, "noise")
-
-
-def start(shape):
+def start(*shape: int) -> torch.Tensor:
+    """x at t_max."""
     return VP.prior(sd.noise.seeds(0, shape[0]), shape[1:])
 
 
-@pytest.fixture(autouse=True)
-def _no_grad():
-    with torch.no_grad():
-        yield
+def on(shape: tuple[int, ...], make: Callable[[], overhead.Run]) -> Make:
+    """A sampler on one start."""
+
+    def made() -> Callable[[], Any]:
+        run, x = make(), start(*shape)
+        return lambda: run(x)
+
+    return made
 
 
-def bare_ddim(x, levels):
-    """DDIM as a bare loop over precomputed Python floats."""
-    for a0, s0, a1, s1 in levels:
-        eps = network(x, None)
-        x = (a1 / a0) * x + (s1 - a1 / a0 * s0) * eps
-    return x
+def ours(solver: sd.Solver) -> Callable[[], overhead.Run]:
+    """A whole `solve`."""
+    return lambda: overhead.ours(solver)
 
 
-def bare_levels():
-    level = VP.level(sd.grids.by_snr(VP, STEPS))
-    rows = list(zip(level.alpha.tolist(), level.sigma.tolist()))
-    return [(*now, *next) for now, next in zip(rows, rows[1:])]
+def peer(library: Callable[..., overhead.Run], name: str, **options: Any) -> Callable[[], overhead.Run]:
+    """One of a peer's samplers, looked for when it is run."""
+    return lambda: library(name, **options)
 
 
-SOLVERS = {
-    "ddim": sd.ddim(),
-    "dpmpp2": sd.dpmpp(2),
-    "unipc3": sd.unipc(3),
-    "heun": sd.heun(),
-    "euler_maruyama": sd.euler_maruyama(),
-    "pc": sd.pc(),
+STEPPERS: dict[str, dict[str, Callable[[], overhead.Run]]] = {
+    "ddim": {
+        "sdegen ddim()": ours(sd.ddim()),
+        "k-diffusion euler": peer(overhead.kdiffusion, "sample_euler"),
+        "diffusers DDIM": peer(overhead.diffusers, "DDIMScheduler", clip_sample=False),
+        "azula DDIM": peer(overhead.azula, "DDIMSampler"),
+    },
+    "heun": {
+        "sdegen heun()": ours(sd.heun()),
+        "k-diffusion heun": peer(overhead.kdiffusion, "sample_heun"),
+        "azula Heun": peer(overhead.azula, "HeunSampler"),
+    },
+    "dpmpp(2)": {
+        "sdegen dpmpp(2)": ours(sd.dpmpp(2)),
+        "sdegen default()": ours(sd.default()),
+        "sdegen unipc(3)": ours(sd.unipc(3)),
+        "k-diffusion dpmpp_2m": peer(overhead.kdiffusion, "sample_dpmpp_2m"),
+        "diffusers DPMSolverMultistep": peer(overhead.diffusers, "DPMSolverMultistepScheduler"),
+    },
+    "ancestral": {
+        "sdegen ddpm()": ours(sd.ddpm()),
+        "sdegen euler_maruyama()": ours(sd.euler_maruyama()),
+        "sdegen pc()": ours(sd.pc()),
+        "k-diffusion euler_ancestral": peer(overhead.kdiffusion, "sample_euler_ancestral"),
+        "diffusers DDPM": peer(overhead.diffusers, "DDPMScheduler", clip_sample=False),
+    },
 }
 
 
-@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
-@pytest.mark.parametrize("name", ["bare loop", *SOLVERS])
-def test_fifty_steps(benchmark, shape, name):
-    benchmark.group = f"{STEPS} steps, x {list(shape)}"
-    x = start(shape)
-    if name == "bare loop":
-        benchmark(bare_ddim, x, bare_levels())
-        return
-    solver, control = SOLVERS[name], sd.Fixed(sd.grids.by_snr(VP, STEPS))
-    noise = sd.White(sd.noise.seeds(1, shape[0]))
-    benchmark(sd.solve, MODEL, x, control, solver, noise=noise)
+def torchdiffeq_rk4() -> Callable[[], Any]:
+    """RK4 in t on the flow as a black box."""
+    import torchdiffeq
+
+    flow, x, times = _flow()
+    function = adapters.for_torchdiffeq(flow)
+    return lambda: torchdiffeq.odeint(function, x, times, method="rk4")[-1]
 
 
-@pytest.mark.parametrize("name", ["sdegen", "torchdiffeq"])
-def test_rk4_on_the_flow(benchmark, name):
-    """The same 50 RK4 steps in t on one black-box flow."""
-    benchmark.group = "rk4 in t, x [256, 64]"
-    x, times = start((256, 64)), sd.grids.by_time(VP, STEPS)
-    flow = VP.probability_flow(MODEL)
-    if name == "sdegen":
-        benchmark(sd.solve, flow, x, sd.Fixed(times), sd.RungeKutta(sd.RK4, sd.TIME))
-    else:
-        function = adapters.for_torchdiffeq(flow)
-        benchmark(lambda: torchdiffeq.odeint(function, x, times, method="rk4")[-1])
+def our_rk4() -> Callable[[], Any]:
+    """The same."""
+    flow, x, times = _flow()
+    return lambda: sd.solve(flow, x, sd.Fixed(times), sd.RungeKutta(sd.RK4, sd.TIME))
 
 
-@pytest.mark.parametrize("name", ["sdegen", "torchsde"])
-def test_euler_maruyama_on_the_reverse_sde(benchmark, name):
-    """The same 50 Euler-Maruyama steps, each library with its own per-run noise."""
-    benchmark.group = "euler-maruyama in t, x [256, 64]"
-    x, reverse = start((256, 64)), VP.reverse(MODEL)
-    if name == "sdegen":
-        noise = sd.White(sd.noise.seeds(1, 256))
-        benchmark(sd.solve, reverse, x, sd.Fixed(sd.grids.by_time(VP, STEPS)), sd.euler_maruyama(), noise=noise)
-        return
+def _flow() -> tuple[sd.ReverseSDE, torch.Tensor, torch.Tensor]:
+    model = sd.ScoreModel(VP, overhead.network, "noise")
+    return VP.probability_flow(model), start(256, 64), sd.grids.by_time(VP, STEPS)
 
-    problem = adapters.for_torchsde(reverse, (64,))
+
+def torchsde_euler() -> Callable[[], Any]:
+    """Euler-Maruyama in t on the reverse SDE as a black box, with its own noise."""
+    import torchsde
+
+    x, problem = start(256, 64), adapters.for_torchsde(_reverse(), (64,))
     ts = torch.tensor([-VP.t_max, -VP.t_min])
-    benchmark(lambda: torchsde.sdeint(problem, x, ts, method="euler", dt=(1 - 1e-3) / STEPS)[-1])
+    return lambda: torchsde.sdeint(problem, x, ts, method="euler", dt=(1 - 1e-3) / STEPS)[-1]
 
 
-@pytest.mark.parametrize("kind", ["isotropic", "full", "low rank", "empirical"])
-def test_mixture_scores(benchmark, kind):
-    """One exact score of 256 samples in 64 dimensions: 20 components, or 1,797 data points."""
-    benchmark.group = "mixture score, x [256, 64]"
-    generator = torch.Generator().manual_seed(0)
-    means = torch.randn(1797 if kind == "empirical" else 20, 64, generator=generator)
-    half = torch.randn(20, 64, 8, generator=generator)
-    mixture = {
-        "isotropic": lambda: sd.GaussianMixture(means, stds=0.3),
-        "full": lambda: sd.GaussianMixture(means, covs=half @ half.mT + torch.eye(64)),
-        "low rank": lambda: sd.GaussianMixture(means, factors=half, stds=0.3),
-        "empirical": lambda: sd.GaussianMixture.empirical(means),
-    }[kind]()
-    benchmark(mixture.score(VP), start((256, 64)), VP.level(0.5))
+def our_euler() -> Callable[[], Any]:
+    """The same, with noise by seed."""
+    x, reverse, times = start(256, 64), _reverse(), sd.Fixed(sd.grids.by_time(VP, STEPS))
+    noise = sd.White(sd.noise.seeds(1, 256))
+    return lambda: sd.solve(reverse, x, times, sd.euler_maruyama(), noise=noise)
 
 
-@pytest.mark.parametrize("module", ["torch", "sdegen"])
-def test_import(benchmark, module):
-    """A fresh interpreter that imports torch alone, and sdegen with it."""
-    benchmark.group = "import"
-    command = [sys.executable, "-c", f"import torch, {module}"]
-    benchmark.pedantic(subprocess.run, (command,), {"check": True}, rounds=5)
+def _reverse() -> sd.ReverseSDE:
+    return VP.reverse(sd.ScoreModel(VP, overhead.network, "noise"))
 
 
-def test_quadrature_weights(benchmark):
-    """The weights of one third-order step."""
-    benchmark.group = "quadrature"
-    us = torch.tensor([0.0, -0.3, -0.7], dtype=torch.float64)
-    weights, _ = benchmark(sd.quadrature.quadrature, -1.0, torch.tensor(0.4, dtype=torch.float64), us)
-    assert math.isclose(float(weights.sum()), -math.expm1(-0.4), rel_tol=1e-12)
+GROUPS: dict[str, dict[str, Make]] = {
+    f"overhead of {kind}, {'x'.join(map(str, shape))}": {
+        "hand loop": on(shape, lambda kind=kind: overhead.HANDS[kind]),  # type: ignore[misc]
+        **{name: on(shape, make) for name, make in runs.items()},
+    }
+    for shape in SHAPES
+    for kind, runs in STEPPERS.items()
+}
+GROUPS |= {
+    "overhead of rk4 in t, 256x64": {"torchdiffeq rk4": torchdiffeq_rk4, "sdegen RungeKutta(RK4)": our_rk4},
+    "overhead of euler-maruyama in t, 256x64": {"torchsde euler": torchsde_euler, "sdegen euler_maruyama()": our_euler},
+}
+
+
+def units(result: Any) -> int:
+    """Steps."""
+    return STEPS
+
+
+def test_overhead(beside: Callable[[], None]) -> None:
+    """Per step."""
+    beside()
