@@ -13,9 +13,9 @@ from pathlib import Path
 
 from benchmarks.accuracy.cache import folder
 from benchmarks.page import arguments, publish
-from sdegen.bench.page import about
+from sdegen.bench.machine import about
 from sdegen.bench.rows import Rows
-from sdegen.bench.tables import answers, entry, full, sheets
+from sdegen.bench.tables import answers, entry, markdown
 from sdegen.cli import main as sdegen
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -26,7 +26,7 @@ COMMANDS = {
     "Two rings": f"--problem rings-EDM --solvers {OURS} --nfe 5,10,20,50 --metrics sw2,modes,rmse --peers",
     "Widths from 0.002 to 2": f"--problem stiff-VP --solvers {OURS} --nfe 10,20,50 --metrics covariance,rmse --peers",
     "An error in the score": "--problem rings-VP --solvers default,plan1000,dpmpp2,unipc3,ddim,heun --nfe 10,20,50 "
-    "--metrics rmse,sw2 --score-error 0.05:low,0.05:high,0.05:all",
+    "--metrics sw2,rmse --score-error 0.05:low,0.05:high,0.05:all",
 }
 """What is run, by the title of its section; `--out` comes on top."""
 
@@ -62,10 +62,7 @@ def section(title: str, options: str) -> str:
                     cells += [str(entry(row)), f"{row['value']:.3g}, {row['floor']:.3g}"]
                 lines.append("| " + " | ".join([*cells, a.verdict]) + " |")
         parts.append("\n".join(lines))
-    for sheet in sheets(rows, full):
-        lines = [sheet.head, ["---"] * len(sheet.head), *sheet.lines]
-        parts += [f"#### {sheet.title}", "\n".join("| " + " | ".join(line) + " |" for line in lines)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, markdown(rows, "####").strip()])
 
 
 def main() -> None:

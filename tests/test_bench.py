@@ -7,6 +7,8 @@ import html.parser
 import json
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -92,7 +94,7 @@ def test_the_last_denoising_counts_where_samples_are_compared_with_data():
 def test_values_are_the_metrics_of_the_samples(small):
     problem, _ = ring()
     x = drawn(problem, 64, 0, None, solver=sd.ddim(), steps=8).x
-    goal = targets.target(problem, [targets.metric("rmse")], 64, 0, None)
+    goal = targets.target(problem, [targets.metric(name) for name in ("sw2", "rmse")], 64, 0, None)
     for name in ("sw2", "rmse"):
         (row,) = small.where(solver="ddim", budget=8, metric=name)
         assert row["value"] == targets.metric(name)(x, goal)
@@ -135,6 +137,33 @@ def test_a_frame_without_pandas_says_what_to_install(small, monkeypatch):
 def test_rows_without_such_a_column():
     with pytest.raises(InvalidArgumentError, match="no column 'nfes'"):
         bench.Rows().where(nfes=3)
+
+
+def test_no_solver_takes_more_than_its_budget():
+    problem, _ = ring()
+    for name in names._SOLVERS:
+        for contender in (names.contender(name), names.contender(f"{name}@karras")):
+            for budget in () if contender.adaptive else (2, 6, 13):
+                ready = contender.ready(problem, budget, 0, None)
+                if ready.steps:
+                    made = ready.draw(problem, 2, budget, 0, None)
+                    assert 0 < made.nfe <= budget, (contender.name, contender.grid, budget)
+                else:
+                    assert budget < 13, contender.name
+
+
+def test_a_budget_that_is_no_step_has_no_row():
+    rows = bench.sweep(ring()[0], ["pndm", "ddim"], [3], ["rmse"], samples=8, progress=False)
+    assert rows.each("solver") == ["ddim"]
+
+
+def test_floors_are_of_as_many_exact_samples():
+    data = torch.randn(60, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    problem, _ = ring(law=None, data=data)
+    (row,) = bench.sweep(problem, ["ddim"], [5], ["sw2"], samples=1000, resamples=20, progress=False)
+    assert row["samples"] == 30
+    first, other = targets.exact(problem, 30, 0)
+    assert row["floor"] == pytest.approx(float(sd.metrics.sliced_wasserstein(other, first)))
 
 
 def test_bad_samples_are_counted_and_do_not_hide():
@@ -195,6 +224,53 @@ def test_what_is_kept_serves_the_same_run_only(tmp_path, change):
     net.rows = 0
     bench.sweep(problem, ["ddim"], **{**given, **change})
     assert net.rows > 16
+
+
+def test_another_process_goes_on_as_well(tmp_path):
+    """With grids, other libraries, and functions inside of metrics: no address is in a key."""
+    code = """
+import sys, torch
+import sdegen as sd
+from sdegen import bench
+from sdegen.bench import names, runs
+if sys.argv[1] == "again":
+    runs.Bench.shot = lambda *args: sys.exit("a run was repeated")
+peers = [c for c in names.peers("k-diffusion") if c.name == "euler"]
+metrics = ["sw2", sd.metrics.Frechet(lambda x: torch.cat([x, x * x], 1))]
+problem = bench.problem("rings")
+given = {"samples": 16, "resamples": 20, "progress": False, "keep": sys.argv[2]}
+bench.sweep(problem, ["ddim@karras", "default", *peers], [4], metrics, **given)
+"""
+    for turn in ("first", "again"):
+        ran = subprocess.run(
+            [sys.executable, "-c", code, turn, str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_an_edited_law_or_datum_is_another_problem(tmp_path):
+    one, _ = ring()
+    law = sd.GaussianMixture(one.law.means, stds=0.6)
+    data = torch.ones(8, 2)
+    other = data.clone()
+    other[4], other[5] = 2.0, 0.0
+    prints = [runs.fingerprint(bench.Problem("two", one.model, (2,), dtype=F64, **more)) for more in (
+        {"law": one.law}, {"law": law}, {"data": data}, {"data": other}, {},
+    )]  # fmt: skip
+    assert len(set(prints)) == 5
+
+
+def test_a_solver_s_code_is_part_of_its_key(tmp_path):
+    keys = []
+    for method in ("ddim", "heun"):
+        (tmp_path / "own.py").write_text(
+            "import sdegen as sd\nclass Mine(sd.OneStep):\n    def step(self, *a):\n"
+            f"        return sd.{method}().step(*a)\n"
+            "    def __repr__(self):\n        return 'Mine()'\ndef make():\n    return Mine()\n"
+        )
+        keys.append(names.contender(f"{tmp_path / 'own.py'}:make").key)
+    assert keys[0] != keys[1]
 
 
 def test_a_run_is_written_whole_or_not_at_all(tmp_path):
@@ -313,13 +389,17 @@ def test_problems_by_name():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"models": []}, "nothing to run"),
-        ({"solvers": []}, "nothing to run"),
-        ({"solvers": ["heun"], "budgets": [1]}, "nothing to run"),
+        ({"models": []}, "nothing to measure"),
+        ({"solvers": []}, "nothing to measure"),
+        ({"solvers": ["heun"], "budgets": [1]}, "nothing to measure"),
         ({"budgets": [0]}, "a budget"),
         ({"tols": [2.0]}, "between 0 and 1"),
         ({"solvers": ["ddim", Ours("ddim", sd.heun())]}, "two solvers"),
         ({"metrics": ["fid"]}, "unknown metric 'fid'"),
+        ({"metrics": []}, "nothing to measure"),
+        ({"metrics": ["rmse"], "solvers": ["ddpm"]}, "nothing to measure"),
+        ({"metrics": [sd.metrics.MMD(scale=0.1), sd.metrics.MMD(scale=9.0)]}, "two metrics are called 'mmd'"),
+        ({"solvers": ["plan3"]}, "at least 16"),
         ({"metrics": ["sw2"], "samples": 0}, "samples"),
     ],
 )
@@ -458,6 +538,50 @@ def test_more_is_better_where_it_is_and_signs_do_not_count():
     assert answer.verdict == "other"
 
 
+def test_what_should_be_near_exact_samples_may_miss_to_either_side():
+    rows = bench.Rows(
+        row(solver=str(v), metric="is", value=v, low=v - 0.1, high=v + 0.1, floor=2.0) for v in (2.5, 1.9)
+    )
+    assert tables.ranked(rows)[0].solver == "1.9"
+    assert [tables.at_floor(r) for r in rows] == [False, True]
+
+
+def test_a_tolerance_ranks_after_budgets_and_failures_last():
+    rows = bench.Rows(
+        [row(solver="a", value=3.0), row(solver="b", value=2.0), row(solver="t", budget=1e-2, value=math.inf)]
+    )
+    assert [e.solver for e in tables.ranked(rows)] == ["b", "a", "t"]
+
+
+def test_squares_are_told_as_distances():
+    peer = {"library": "other", "metric": "frechet", "low": math.nan, "high": math.nan}
+    rows = bench.Rows([row(metric="frechet"), row(**peer, value=4.0)])
+    assert tables.answers(rows)[0].verdict == "sdegen 2 times nearer, no intervals"
+
+
+def test_a_picture_with_a_tolerance_shows_all_budgets(small):
+    from sdegen import plots
+    from sdegen.bench import figures
+
+    seen = []
+    real = plots.quality
+    plots.quality = lambda *args, **options: seen.append(real(*args, **options)) or seen[-1]
+    try:
+        figures.quality(small.where(metric="rmse"), "nfe")
+    finally:
+        plots.quality = real
+    values = [r["value"] for r in small.where(metric="rmse", budget=4) if r["solver"] != "heun"]
+    assert all(ax.get_ylim()[1] > max(values) for ax in seen)
+
+
+def test_samples_of_large_images_can_be_shown():
+    from sdegen.bench import figures
+
+    problem = bench.problem("images")
+    data = torch.zeros(6000, 3072)
+    assert figures.samples(problem, {"ddim": data[:16]}, data).wide.startswith("data:image/svg")
+
+
 def test_tables_have_the_floor_beside_every_number(small):
     text, marked = tables.text(small), tables.markdown(small)
     for r in small:
@@ -476,6 +600,7 @@ def test_orders_are_seen():
     assert set(found) == {"ddim", "dpmpp2"}
     for name, order in (("ddim", 1), ("dpmpp2", 2)):
         assert found[name].declared == order
+        assert found[name].floor < 1e-8
         (_, a), (_, b) = found[name].points[-2:]
         assert math.log2(a / b) == pytest.approx(order, abs=0.25)
 
@@ -539,7 +664,8 @@ def test_the_command_writes_a_table_and_a_page(made):
 def test_the_command_runs_nothing_twice(made, monkeypatch):
     before = (made / "results.csv").read_text()
     monkeypatch.setattr(runs.Bench, "shot", lambda *args: pytest.fail("a run was repeated"))
-    assert main(["bench", *ARGS, "--score-error", "0.1:low", "--out", str(made), "--quiet", "--no-orders"]) == 0
+    monkeypatch.setattr(orders, "falls", lambda *args: pytest.fail("the orders were measured again"))
+    assert main(["bench", *ARGS, "--score-error", "0.1:low", "--out", str(made), "--quiet"]) == 0
     assert (made / "results.csv").read_text() == before
 
 
@@ -582,6 +708,9 @@ def test_an_interrupted_command_keeps_what_it_had(tmp_path, monkeypatch, capsys)
         (["--data", "x.npy"], "go with --model"),
         (["--peers", "kdiffusion"], "no adapter for 'kdiffusion'"),
         (["--grids", "carras"], "unknown grid 'carras'"),
+        (["--metrics", ","], "nothing to measure"),
+        (["--solvers", "ddim("], "brackets that do not match"),
+        (["--metrics", "rmse", "--solvers", "ddpm"], "nothing to measure"),
         (["--bogus"], "unrecognized arguments"),
     ],
 )
@@ -608,6 +737,17 @@ def exact():
 
 def solver():
     return sd.ddim()
+
+def trained():
+    return sd.ScoreModel(sd.VP(), Net(), "noise")
+
+class Net(torch.nn.Module):
+    def forward(self, x, t):
+        return x
+
+def late():
+    import beside
+    return beside.model()
 
 def broken():
     raise RuntimeError("no weights here")
@@ -643,6 +783,15 @@ def test_a_model_and_data_of_ones_own(mine, tmp_path, kind):
     assert values[0] == values[1]
 
 
+def test_a_model_may_import_what_lies_beside_it_when_it_is_called(mine, tmp_path):
+    (tmp_path / "beside.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 1\n"
+        "from mine import exact as model\n"
+    )
+    args = ["--model", f"{mine}:late", "--solvers", "ddim", "--nfe", "4", "--metrics", "modes"]
+    assert main(["bench", *args, "--samples", "16", "--out", str(tmp_path / "out"), "--quiet", "--no-orders"]) == 0
+
+
 def test_a_model_of_a_mixture_brings_its_law(mine, tmp_path):
     args = ["--model", f"{mine}:exact", "--solvers", "ddim", "--nfe", "4", "--metrics", "modes"]
     assert main(["bench", *args, "--samples", "32", "--out", str(tmp_path / "out"), "--quiet", "--no-orders"]) == 0
@@ -652,6 +801,7 @@ def test_a_model_of_a_mixture_brings_its_law(mine, tmp_path):
     ("function", "more", "words"),
     [
         ("broken", [], "no weights here"),
+        ("trained", ["--shape", "2"], "training mode"),
         ("nothing", [], "must return a sdegen.ScoreModel"),
         ("modle", [], "did you mean 'model'"),
         ("model", [], "give the shape of a sample"),

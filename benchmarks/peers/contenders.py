@@ -31,7 +31,6 @@ USUAL = frozenset({
 })  # fmt: skip
 """What most people use, and what is best in docs/accuracy.md: the samplers of a run that does not ask for all."""
 STEPS = 20_000
-_EXTRA = {"PNDM(skip_prk_steps=True)": 1}
 
 
 def contenders(libraries: Iterable[str] = (), every: bool = False) -> list[Contender]:
@@ -97,7 +96,6 @@ def _steppers(module: str) -> Callable[[bool], list[Contender]]:
             if not every and f"{library.PEER} {sampler.name}" not in USUAL:
                 continue
             grids = {"by_snr": by_snr} if sampler.even_only else GRIDS
-            extra = _EXTRA.get(sampler.name, 0)
             found += [
                 Peer(
                     sampler.name,
@@ -107,7 +105,7 @@ def _steppers(module: str) -> Callable[[bool], list[Contender]]:
                     grid,
                     stochastic=sampler.stochastic,
                     evals=sampler.evals,
-                    extra=extra,
+                    version=library.version(),
                 )
                 for name, grid in grids.items()
             ]
@@ -142,9 +140,13 @@ def _of_torchdiffeq(every: bool) -> list[Contender]:
     fixed = {"rk4": 4, "midpoint": 2} if every else {"rk4": 4}
     adaptive = ("dopri5", "bosh3", "dopri8") if every else ("dopri5",)
     found: list[Contender] = [
-        Peer(name, "torchdiffeq", _torchdiffeq(name), "by_snr", by_snr, evals=evals) for name, evals in fixed.items()
+        Peer(name, "torchdiffeq", _torchdiffeq(name), "by_snr", by_snr, evals=evals, version=version("torchdiffeq"))
+        for name, evals in fixed.items()
     ]
-    return found + [Peer(name, "torchdiffeq", _torchdiffeq(name), "own", by_snr, adaptive=True) for name in adaptive]
+    return found + [
+        Peer(name, "torchdiffeq", _torchdiffeq(name), "own", by_snr, adaptive=True, version=version("torchdiffeq"))
+        for name in adaptive
+    ]
 
 
 def _torchode(method: str) -> Callable[[View, Tensor, Tensor, float | None], Tensor]:
@@ -176,7 +178,10 @@ def _torchode(method: str) -> Callable[[View, Tensor, Tensor, float | None], Ten
 def _of_torchode(every: bool) -> list[Contender]:
     importlib.import_module("torchode")
     methods = {"dopri5": "Dopri5", "tsit5": "Tsit5"} if every else {"dopri5": "Dopri5"}
-    return [Peer(name, "torchode", _torchode(cls), "own", by_snr, adaptive=True) for name, cls in methods.items()]
+    return [
+        Peer(name, "torchode", _torchode(cls), "own", by_snr, adaptive=True, version=version("torchode"))
+        for name, cls in methods.items()
+    ]
 
 
 def _of_torchsde(every: bool) -> list[Contender]:

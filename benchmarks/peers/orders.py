@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 import sdegen as sd
-from benchmarks.page import arguments, publish
 
 from . import measure, with_azula, with_diffusers, with_kdiffusion
 from .drive_diffusers import as_shipped
@@ -166,6 +165,8 @@ def report() -> str:
 
 def main() -> None:
     """Prints the report; `--write` puts it into the page."""
+    from benchmarks.page import arguments, publish  # a wheel has these adapters and not the pages
+
     write = arguments(__doc__).write
     warnings.simplefilter("ignore")  # peers' deprecations
     logging.getLogger("diffusers").setLevel(logging.ERROR)

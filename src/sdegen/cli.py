@@ -136,7 +136,8 @@ def _add_bench(commands: Any) -> None:
         type=_list(_score_error),
         default=[],
         metavar="SIZE[:WHERE],...",
-        help="once more with a smooth error of this size in the score, at low, high or all noise: 0.05:low",
+        help="once more with a smooth error of this size in the score, at low, high or all noise, as 0.05:low; or with "
+        "the score in bfloat16 or float16",
     )
     add(
         "--peers",
@@ -234,10 +235,14 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(map(_number(1), text.split(",")))
 
 
-def _score_error(text: str) -> tuple[float, str]:
-    """`0.05` or `0.05:low` as a size and where."""
+def _score_error(text: str) -> Any:
+    """`0.05` or `0.05:low` as a size and where, or a narrow dtype."""
+    import torch
+
     from sdegen.bench.robustness import WHERE
 
+    if text in ("bfloat16", "float16"):
+        return getattr(torch, text)
     size, _, where = text.partition(":")
     if (where or "all") not in WHERE:
         raise argparse.ArgumentTypeError(f"{where!r} is none of {', '.join(WHERE)}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdegen.bench import names, page, tables
 from sdegen.bench.contenders import Contender
-from sdegen.bench.orders import Fall, falls
+from sdegen.bench.orders import Fall, kept_falls
 from sdegen.bench.problems import Problem
 from sdegen.bench.rows import Rows
 from sdegen.bench.runs import Job, Settings, Sweep, collect
@@ -45,8 +45,9 @@ def wished(args: argparse.Namespace) -> Wish:
     problems = [own(args)] if args.model else names.problems(args.problem or "digits")
     if not problems:
         raise InvalidArgumentError("give at least one problem")
-    for size, where in args.score_error:
-        problems += [p.perturbed(size, where) for p in problems if "+" not in p.name]
+    clean = list(problems)
+    for error in args.score_error:
+        problems += [p.reduced(error) if isinstance(error, torch.dtype) else p.perturbed(*error) for p in clean]
     solvers = names.split(args.solvers)
     if args.grids:
         free = [s for s in solvers if "@" not in s and not s.startswith("plan")]
@@ -131,35 +132,30 @@ def _loaded(path: Path) -> Any:
 
 def run(wish: Wish) -> int:
     """Everything; prints the table and writes the files. What is done is written when it is interrupted as well."""
-    jobs = plan(wish.problems, wish.contenders, wish.budgets, wish.tols)
+    jobs = plan(wish.problems, wish.contenders, wish.budgets, wish.tols, wish.settings.metrics)
+    page.check()
     wish.out.mkdir(parents=True, exist_ok=True)
-    shown = False if wish.quiet else None
+    done, seen = Sweep(Rows(), {}), dict[str, dict[str, Fall]]()
     try:
-        done = collect(jobs, wish.settings, wish.out / RUNS, shown)
-        seen = _falls(wish)
-    except BaseException as error:
-        partial = getattr(error, "partial", None)
-        if isinstance(partial, Sweep) and partial.rows:
-            _write(wish, jobs, partial, {}, interrupted=True)
+        collect(jobs, wish.settings, wish.out / RUNS, False if wish.quiet else None, done)
+        for problem in wish.problems if wish.orders else ():
+            seen[problem.name] = kept_falls(problem, wish.contenders, wish.settings, wish.out / RUNS)
+    except BaseException:
+        if done.rows:
+            _write(wish, jobs, done, seen, interrupted=True)
         raise
-    _write(wish, jobs, done, seen)
     if not wish.quiet:
         print(tables.text(done.rows))
+    _write(wish, jobs, done, seen)
+    if not wish.quiet:
         print(f"\nwritten: {wish.out / PAGE}, {CSV}, {MARKDOWN}")
     return 0
-
-
-def _falls(wish: Wish) -> dict[str, dict[str, Fall]]:
-    if not wish.orders:
-        return {}
-    s = wish.settings
-    return {p.name: falls(p, wish.contenders, s.seed, s.batch_size) for p in wish.problems}
 
 
 def _write(
     wish: Wish, jobs: Sequence[Job], done: Sweep, seen: Mapping[str, Mapping[str, Fall]], interrupted: bool = False
 ) -> None:
-    """The three files; the tables first, as a page may need what is not installed."""
+    """The three files; the tables first, as a page may fail."""
     rows: Rows = done.rows
     rows.write(wish.out / CSV)
     (wish.out / MARKDOWN).write_text(tables.markdown(rows), encoding="utf-8")

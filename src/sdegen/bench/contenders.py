@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sdegen import noise as noises
+from sdegen.bench.identity import identity
 from sdegen.bench.problems import Problem
 from sdegen.calibrate import calibrate
-from sdegen.errors import SolveError
+from sdegen.errors import InvalidArgumentError, SolveError
 from sdegen.grids import Grid
+from sdegen.model import ScoreModel
 from sdegen.sample import sample
 from sdegen.sde import Level
 from sdegen.solution import FAILED, Solution
@@ -22,12 +24,8 @@ from sdegen.solvers.base import Solver
 from sdegen.starts import place
 from sdegen.testing.guards import seeded
 
-PILOT = 1 << 40
-"""Added to a benchmark's seed for the noise of pilots, which its samples do not share."""
-
-
-MOST = 64
-"""Steps of a plan."""
+LEAST, MOST = 16, 64
+"""Evaluations of a pilot, and steps of a plan."""
 
 
 class Drawn(NamedTuple):
@@ -44,7 +42,8 @@ class Contender(Protocol):
     end to be compared with. least: the smallest number of evaluations it can run with, beside a last denoising.
     `draw` makes n samples of a problem from a seed: start i is that of `sdegen.sample` with the seed, by at most
     `budget` evaluations, the last denoising included where the problem has one, or, where it is below 1, to the
-    tolerance `budget`.
+    tolerance `budget`. `ready` does what is done once before that, and is not timed. `key` says in any process what it
+    is, so that its runs can be kept.
     """
 
     @property
@@ -59,6 +58,9 @@ class Contender(Protocol):
     def adaptive(self) -> bool: ...
     @property
     def least(self) -> int: ...
+    @property
+    def key(self) -> str: ...
+    def ready(self, problem: Problem, budget: float, seed: int, batch_size: int | None) -> Contender: ...
     def draw(self, problem: Problem, n: int, budget: float, seed: int, batch_size: int | None) -> Drawn: ...
 
 
@@ -71,6 +73,7 @@ class Ours:
     grid: str = "own"
     times: Grid | None = None
     library: str = "sdegen"
+    steps: int | None = None
 
     @property
     def stochastic(self) -> bool:
@@ -87,17 +90,35 @@ class Ours:
         """One step."""
         return self.solver.evals
 
+    @property
+    def key(self) -> str:
+        """The solver and the grid."""
+        return f"{self.library} {self.name} {self.grid} {identity(self.solver)} {identity(self.times)}"
+
+    def ready(self, problem: Problem, budget: float, seed: int, batch_size: int | None) -> Ours:
+        """With the steps that the budget allows."""
+        if budget < 1:
+            return self
+
+        def cost(steps: int) -> float:
+            return drawn(idle(problem), 1, 0, None, solver=self.solver, grid=self.times, steps=steps).nfe
+
+        return replace(self, steps=affordable(cost, budget, int(budget) - problem.denoises, self.solver.evals))
+
     def draw(self, problem: Problem, n: int, budget: float, seed: int, batch_size: int | None) -> Drawn:
-        """See `Contender`; on a grid as many steps as the budget allows."""
+        """See `Contender`."""
         if budget < 1:
             return drawn(problem, n, seed, batch_size, solver=self.solver, tol=budget)
-        steps = (int(budget) - problem.denoises) // self.solver.evals
+        steps = self.ready(problem, budget, seed, batch_size).steps if self.steps is None else self.steps
         return drawn(problem, n, seed, batch_size, solver=self.solver, grid=self.times, steps=steps)
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A plan, made anew for every problem and budget from `pilot` evaluations of its own, which are not counted."""
+    """A plan, made anew for every problem and budget from `pilot` evaluations, which are in no count and no time.
+
+    Raises InvalidArgumentError on a pilot that is too short to be one.
+    """
 
     pilot: int = 1000
     library: str = "sdegen"
@@ -106,24 +127,53 @@ class Calibrated:
     adaptive: bool = False
     least: int = 1
 
+    def __post_init__(self) -> None:
+        if 0 < self.pilot < LEAST:
+            raise InvalidArgumentError(
+                f"a plan needs a pilot of at least {LEAST} evaluations, or none; got {self.pilot}"
+            )
+
     @property
     def name(self) -> str:
         """The evaluations spent once, before sampling, are part of the name."""
         return f"plan{self.pilot}"
 
-    def draw(self, problem: Problem, n: int, budget: float, seed: int, batch_size: int | None) -> Drawn:
-        """See `Contender`; by `MOST` steps at most."""
+    @property
+    def key(self) -> str:
+        """The pilot."""
+        return self.name
+
+    def ready(self, problem: Problem, budget: float, seed: int, batch_size: int | None) -> Ours:
+        """The plan for this problem and budget, of `MOST` steps at most."""
         plan = calibrate(
             problem.model,
             problem.shape,
             nfe=min(int(budget), MOST + problem.denoises),
             pilot=self.pilot,
             denoise=problem.denoises,
-            seed=seed + PILOT,
+            seed=int(noises.seeds(seed, 3)[2]),
             dtype=problem.dtype,
             batch_size=batch_size,
         )
-        return drawn(problem, n, seed, batch_size, solver=plan)
+        return Ours(self.name, plan, steps=plan.steps)
+
+    def draw(self, problem: Problem, n: int, budget: float, seed: int, batch_size: int | None) -> Drawn:
+        """See `Contender`."""
+        return self.ready(problem, budget, seed, batch_size).draw(problem, n, budget, seed, batch_size)
+
+
+def idle(problem: Problem) -> Problem:
+    """The same problem with a model that costs nothing, to count evaluations with."""
+    model = ScoreModel(problem.process, lambda x, time: torch.zeros_like(x), "data")
+    return replace(problem, model=model, dtype=torch.float64)
+
+
+def affordable(cost: Callable[[int], float], budget: float, guess: int, evals: int) -> int:
+    """The most steps whose evaluations are within a budget, as counted; 0 where even one step's are not."""
+    steps = guess // evals
+    while steps > 0 and cost(steps) > budget:
+        steps -= 1
+    return steps
 
 
 def drawn(problem: Problem, n: int, seed: int, batch_size: int | None, **options: Any) -> Drawn:
@@ -143,10 +193,14 @@ def drawn(problem: Problem, n: int, seed: int, batch_size: int | None, **options
 
 
 class View:
-    """A problem's model as other libraries' samplers ask for it; it counts the rows that it is asked for."""
+    """A problem's model as other libraries' samplers ask for it; it counts the rows that it is asked for.
+
+    failed: the first error that the model itself raised.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.process, self.rows = problem, problem.process, 0
+        self.failed: Exception | None = None
         self._levels: dict[float, Level] = {}
 
     def denoise(self, y: Tensor, s: Any) -> Tensor:
@@ -164,7 +218,11 @@ class View:
     def ask(self, x: Tensor, level: Level, want: str = "data") -> Tensor:
         """A prediction of x at a level `[]` or `[B]`."""
         self.rows += len(x)
-        answer: Tensor = self.problem.model(x, level, want)
+        try:
+            answer: Tensor = self.problem.model(x, level, want)
+        except Exception as error:
+            self.failed = self.failed or error
+            raise
         return answer
 
     def end(self, x: Tensor) -> Tensor:
@@ -178,7 +236,7 @@ class Peer:
     """A sampler of another library.
 
     run: `(view, x [n, *S], times [steps + 1], tol) -> x` at the last time; an adaptive one gets the two ends and a
-    tolerance, the others None. times: the grid, called `grid`. evals: evaluations a step; extra: those in no step.
+    tolerance, the others None. times: the grid, called `grid`. evals: evaluations a step. version: the library's.
     """
 
     name: str
@@ -189,16 +247,36 @@ class Peer:
     stochastic: bool = False
     adaptive: bool = False
     evals: int = 1
-    extra: int = 0
+    version: str = ""
+    steps: int | None = None
 
     @property
     def least(self) -> int:
         """One step."""
-        return self.evals + self.extra
+        return self.evals
+
+    @property
+    def key(self) -> str:
+        """The library, its version, the sampler and the grid."""
+        return f"{self.library} {self.version} {self.name} {self.grid} {self.evals}"
+
+    def ready(self, problem: Problem, budget: float, seed: int, batch_size: int | None) -> Peer:
+        """With the steps that the budget allows."""
+        if budget < 1:
+            return self
+
+        def cost(steps: int) -> float:
+            return replace(self, steps=steps).draw(idle(problem), 1, budget, 0, None).nfe
+
+        return replace(self, steps=affordable(cost, budget, int(budget) - problem.denoises, self.evals))
 
     def draw(self, problem: Problem, n: int, budget: float, seed: int, batch_size: int | None) -> Drawn:
-        """See `Contender`; torch's global generator, which libraries draw from, is seeded and put back."""
-        steps = 1 if budget < 1 else (int(budget) - problem.denoises - self.extra) // self.evals
+        """See `Contender`; torch's global generator, which libraries draw from, is seeded and put back.
+
+        What the library raises leaves samples that are NaN; what the model raises passes.
+        """
+        ready = self if budget < 1 or self.steps is not None else self.ready(problem, budget, seed, batch_size)
+        steps = 1 if ready.steps is None else ready.steps
         times, view = self.times(problem.process, steps), View(problem)
         dtype, device = place(problem.model, problem.dtype, None)
         x = problem.process.prior(noises.seeds(seed, n, device=device), problem.shape, dtype)
@@ -207,7 +285,9 @@ class Peer:
             for part in torch.split(x, batch_size or n):
                 try:
                     end = self.run(view, part.clone(), times, budget if budget < 1 else None)
-                except Exception:  # of whatever kind, it is the library's way to say that it cannot
+                except Exception:
+                    if view.failed is not None:
+                        raise view.failed from None
                     end = torch.full_like(part, math.nan)
                 ends.append(view.end(end.to(part)))
         return Drawn(torch.cat(ends), view.rows / n)

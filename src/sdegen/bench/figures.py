@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDE, NARROW = 7.6, 3.6
 """Inches."""
-MOST = 8
+CURVES = 8
 """Curves of this library in one picture, and other libraries' beside them: the best sampler of each."""
 POINTS = 400
 FAR = 20.0
@@ -49,10 +49,10 @@ def _uri(figure: Figure) -> str:
 
 
 def shown(rows: Rows) -> list[Entry]:
-    """The contenders of a picture: ours, the best `MOST`, and the best of every other library."""
+    """The contenders of a picture: ours, the best `CURVES`, and the best of every other library."""
     order = ranked(rows)
     libraries = list(dict.fromkeys(e.library for e in order if not e.ours))
-    return [e for e in order if e.ours][:MOST] + [next(e for e in order if e.library == x) for x in libraries]
+    return [e for e in order if e.ours][:CURVES] + [next(e for e in order if e.library == x) for x in libraries]
 
 
 def quality(rows: Rows, cost: str) -> Picture:
@@ -60,12 +60,13 @@ def quality(rows: Rows, cost: str) -> Picture:
     entries = shown(rows)
     metric, label = rows[0]["metric"], {"nfe": "network evaluations (NFE)", "seconds": "seconds"}[cost]
     curves = {str(e): [_point(row, cost) for row in rows if entry(row) == e] for e in entries}
-    least = min(map(drawn_value, rows))
+    least = min(v for v in map(drawn_value, rows) if v > 0)
     # one far below all values would squeeze them; it stands in the table
     known = [row["floor"] for row in rows if metric != "rmse" and least / FAR < row["floor"] < math.inf]
-    budget = min(row["budget"] for row in rows)
+    budget = min((row["budget"] for row in rows if row["budget"] >= 1), default=max(row["budget"] for row in rows))
     # what is far off at the fewest evaluations would squeeze all others; it stands in the table
-    top = 1.5 * FAR * min(drawn_value(row) for row in rows if row["budget"] == budget)
+    first = [drawn_value(row) for row in rows if row["budget"] == budget and drawn_value(row) > 0]
+    top = 1.5 * FAR * min(first, default=math.inf)
     best = next((str(e) for e in entries if e.solver == "default"), "")
 
     def draw(width: float) -> Figure:
@@ -79,7 +80,7 @@ def quality(rows: Rows, cost: str) -> Picture:
             label=label,
             emphasis=best,
             muted=[str(e) for e in entries if not e.ours],
-            pareto=cost == "seconds",
+            pareto=True,
         )
         if ax.get_ylim()[1] > top:
             ax.set_ylim(top=top)
@@ -107,7 +108,8 @@ def orders(found: Mapping[str, Fall]) -> Picture:
     def draw(width: float) -> Figure:
         whole = plots.figure(width, 4.9 if width == WIDE else 5.4)
         curves = {name: fall.points for name, fall in found.items()}
-        plots.convergence(curves, whole.add_subplot(), declared=declared, error="mean terminal error")
+        floor = max(fall.floor for fall in found.values())
+        plots.convergence(curves, whole.add_subplot(), declared=declared, error="mean terminal error", floor=floor)
         return whole
 
     return picture(draw, f"errors of {', '.join(found)} over the number of steps")
@@ -137,8 +139,8 @@ def samples(problem: Problem, drawn: Mapping[str, Tensor], exact: Tensor | None)
 def _images(shape: Sequence[int], sets: Mapping[str, Tensor], width: float) -> Figure:
     count = 12 if width == WIDE else 6
     count = min(count, *(len(x) for x in sets.values()))
-    flat = torch.cat([x[:count].reshape(count, *shape).float() for x in sets.values()])
-    known = next(iter(sets.values())).float().nan_to_num()
+    flat = torch.cat([x[:count].reshape(count, *shape).float().cpu() for x in sets.values()])
+    known = flat[:count].nan_to_num().flatten()[: 1 << 22]
     span = float(known.quantile(0.005)), float(known.quantile(0.995))
     names = list(sets)
     if width == NARROW:  # names above their rows would not fit; they are in the order of the words below
@@ -159,7 +161,7 @@ def _points(sets: Mapping[str, Tensor], exact: Tensor | None, width: float) -> F
     for ax in axes.flat[len(sets) :]:
         ax.set_axis_off()
     for ax, (name, x) in zip(axes.flat, sets.items()):
-        points = x.flatten(1)[:POINTS, :2].float()
+        points = x.flatten(1)[:POINTS, :2].float().cpu()
         ax.scatter(points[:, 0], points[:, 1], s=2, lw=0, color=plots.COLOURS[1], rasterized=True)
         ax.set(xlim=(low - room, high + room), ylim=(low - room, high + room), aspect="equal", xticks=[], yticks=[])
         ax.set_title(name, fontsize=8, loc="left", color=plots.INK)

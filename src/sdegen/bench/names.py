@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,15 @@ def _call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
 
 def split(text: str) -> list[str]:
     """The distinct items of a list with commas, those inside of brackets left alone."""
-    parts = re.findall(r"(?:[^,(]|\([^)]*\))+", text)
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    if depth:
+        raise InvalidArgumentError(f"{text!r} has brackets that do not match")
     return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
@@ -110,26 +119,37 @@ def loaded(text: str) -> Callable[..., Any]:
     if spec is None or spec.loader is None:
         raise InvalidArgumentError(f"{where!r} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # for what the file imports from beside it
+    sys.modules[path.stem] = module  # dataclasses of the file look themselves up there
     try:
-        spec.loader.exec_module(module)
+        with _beside(path):
+            spec.loader.exec_module(module)
     except SdegenError:
         raise
     except Exception as error:
         raise InvalidArgumentError(f"{where} could not be imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InvalidArgumentError(f"{where} has no function {name!r}: {hint(name, known, 'it has')}")
-    return partial(_told, function, text)
+    return partial(_told, function, text, path)
 
 
-def _told(function: Callable[..., Any], text: str, *args: Any) -> Any:
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """The file's own folder can be imported from inside, as when the file is run."""
+    folder = str(path.parent.resolve())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _told(function: Callable[..., Any], text: str, path: Path) -> Any:
     """A user's function, called; what it raises is told with its name."""
     try:
-        return function(*args)
+        with _beside(path):
+            return function()
     except SdegenError:
         raise
     except Exception as error:

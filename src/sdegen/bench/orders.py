@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from sdegen.bench.contenders import Contender, Drawn, Ours, drawn
+from sdegen.bench.contenders import Contender, Ours, drawn
 from sdegen.bench.problems import Problem
+from sdegen.bench.runs import Settings, fingerprint, key
+from sdegen.starts import place
+from sdegen.tensors import widen
 from sdegen.tolerance import adaptive_default
 
 STEPS = (20, 40, 80, 160)
 SAMPLES = 48
-TIGHT = 1e-10
+TIGHT, ROUNDINGS = 1e-10, 200.0
+"""The tolerance of the reference, or so many roundings of a narrower dtype."""
 
 
 class Fall(NamedTuple):
-    """Errors (steps, error) of a contender, and the order that its solver declares, where it does."""
+    """Errors (steps, error) of a contender, the order that its solver declares, and the error that rounding hides."""
 
     points: list[tuple[float, float]]
     declared: float | None
+    floor: float
 
 
 def falls(problem: Problem, contenders: Sequence[Contender], seed: int, batch_size: int | None) -> dict[str, Fall]:
-    """The mean terminal errors of the deterministic contenders on grids, by name, in float64 problems; else nothing."""
-    if problem.dtype != torch.float64:
-        return {}
-    wanted = [c for c in contenders if not c.stochastic and not c.adaptive and isinstance(c, Ours)]
-    solver: Any = adaptive_default(problem.model)
+    """The mean terminal errors of our deterministic contenders on grids, by name."""
+    wanted = [c for c in contenders if isinstance(c, Ours) and not c.stochastic and not c.adaptive]
     if not wanted:
         return {}
-    exact = drawn(problem, SAMPLES, seed, batch_size, solver=solver, tol=TIGHT).x
+    dtype = widen(torch.empty(0, dtype=place(problem.model, problem.dtype, None)[0])).dtype
+    tight = max(TIGHT, ROUNDINGS * torch.finfo(dtype).eps)
+    solver: Any = adaptive_default(problem.model)
+    exact = drawn(problem, SAMPLES, seed, batch_size, solver=solver, tol=tight).x
     found = {}
     for c in wanted:
         points = []
         for steps in STEPS:
-            made: Drawn = c.draw(problem, SAMPLES, steps * c.least + problem.denoises, seed, batch_size)
-            error = (made.x - exact).flatten(1).square().mean(1).sqrt().mean()
-            points.append((float(steps), float(error)))
+            x = drawn(problem, SAMPLES, seed, batch_size, solver=c.solver, grid=c.times, steps=steps).x
+            points.append((float(steps), float((x - exact).flatten(1).square().mean(1).sqrt().mean())))
         order = getattr(c.solver, "convergence", None)
         label = c.name if c.grid == "own" else f"{c.name}, {c.grid}"
-        found[label] = Fall(points, None if order is None else float(order))
+        found[label] = Fall(points, None if order is None else float(order), 3 * tight * problem.scale)
+    return found
+
+
+def kept_falls(problem: Problem, contenders: Sequence[Contender], settings: Settings, folder: Path) -> dict[str, Fall]:
+    """`falls`, made once and read from the folder from then on."""
+    about = ("orders", fingerprint(problem), [c.key for c in contenders], settings.seed, settings.batch_size)
+    path = folder / f"{key(*about)}.json"
+    if path.exists():
+        return {name: Fall(*fall) for name, fall in json.loads(path.read_text()).items()}
+    found = falls(problem, contenders, settings.seed, settings.batch_size)
+    path.write_text(json.dumps(found))
     return found

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 import sdegen
+from sdegen import plots
 from sdegen.bench import figures
 from sdegen.bench.contenders import Contender, Ours
+from sdegen.bench.machine import about
 from sdegen.bench.orders import Fall
 from sdegen.bench.problems import Problem
 from sdegen.bench.rows import Rows
@@ -36,12 +36,12 @@ WORDS = {
     "loglik": "mean log-density of the samples under the exact law, less that of exact samples; drawn without its sign",
     "frechet": "Frechet distance of the features' means and covariances",
     "frechet_inf": "Frechet distance, extrapolated to infinitely many samples",
-    "is": "Inception Score: more is better",
-    "is_inf": "Inception Score, extrapolated to infinitely many samples: more is better",
+    "is": "Inception Score: near that of exact samples is best",
+    "is_inf": "Inception Score, extrapolated to infinitely many samples: near that of exact ones is best",
     "kid": "kernel inception distance",
     "precision": "more is better: the share of samples among the data's nearest neighbours",
     "recall": "more is better: the share of the data among the samples' nearest neighbours",
-    "density": "how many neighbourhoods of data a sample lies in, of those expected",
+    "density": "how many neighbourhoods of data a sample lies in, of those expected: near 1 is best",
     "coverage": "more is better: the share of the data whose neighbourhood has a sample in it",
 }
 
@@ -64,15 +64,24 @@ class Report(NamedTuple):
         return [p for p in dict.fromkeys(job.problem for job in self.jobs) if p.name in with_rows]
 
 
-def write(report: Report, path: str | os.PathLike[str]) -> None:
-    """The page as one HTML file. Raises InvalidArgumentError without jinja2 or matplotlib."""
+def check() -> None:
+    """Raises InvalidArgumentError where a page could not be written, for want of jinja2 or matplotlib."""
+    plots.figure(1.0, 1.0)
+    _template()
+
+
+def _template() -> Any:
     try:
         from jinja2 import Environment
     except ImportError:
         raise InvalidArgumentError("a page needs jinja2: pip install 'sdegen[bench]'") from None
     source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, trim_blocks=True).from_string(source)
-    Path(path).write_text(template.render(**content(report)), encoding="utf-8")
+    return Environment(autoescape=True, trim_blocks=True).from_string(source)
+
+
+def write(report: Report, path: str | os.PathLike[str]) -> None:
+    """The page as one HTML file. Raises InvalidArgumentError without jinja2 or matplotlib."""
+    Path(path).write_text(_template().render(**content(report)), encoding="utf-8")
 
 
 def content(report: Report) -> dict[str, Any]:
@@ -89,37 +98,13 @@ def content(report: Report) -> dict[str, Any]:
         "interrupted": report.interrupted,
         "parts": [_part(report, p) for p in report.problems],
         "robust": _robust(rows),
-        "samples": f"{settings.samples:,}",
+        "samples": ", ".join(f"{n:,}" for n in rows.each("samples")) or f"{settings.samples:,}",
         "seed": settings.seed,
         "level": f"{settings.level:.0%}",
         "denoised": ", and the last denoising is one" if any(p.denoises for p in report.problems) else "",
         "metrics": [(name, WORDS[name]) for name in rows.each("metric") if name in WORDS],
         "about": about(report.peers),
     }
-
-
-def about(peers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Versions and hardware."""
-    found = [("sdegen", sdegen.__version__), ("torch", torch.__version__), ("Python", platform.python_version())]
-    for name in ("numpy", "scipy"):
-        try:
-            found.append((name, version(name)))
-        except PackageNotFoundError:
-            continue
-    found += list(peers.items())
-    found.append(("system", f"{platform.system()} {platform.machine()}"))
-    found.append(("processor", f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"))
-    if torch.cuda.is_available():
-        found.append(("accelerator", torch.cuda.get_device_name()))
-    return found
-
-
-def _processor() -> str:
-    try:
-        model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        model = None
-    return model[1] if model else platform.processor() or "unknown"
 
 
 def _part(report: Report, problem: Problem) -> dict[str, Any]:
@@ -146,8 +131,8 @@ def _answer(answer: Answer) -> dict[str, str]:
 
 def _metric(rows: Rows) -> dict[str, Any]:
     """A metric's pictures and tables."""
-    finite = Rows(row for row in rows if 0 < figures.drawn_value(row) < float("inf"))
-    pictures = [figures.quality(finite, cost) for cost in ("nfe", "seconds")] if finite else []
+    some = any(0 < figures.drawn_value(row) < float("inf") for row in rows)
+    pictures = [figures.quality(rows, cost) for cost in ("nfe", "seconds")] if some else []
     name = rows[0]["metric"]
     tables = []
     for adaptive in (False, True):
@@ -184,7 +169,7 @@ def _figures(report: Report, problem: Problem, rows: Rows) -> list[dict[str, Any
     found: list[dict[str, Any]] = []
     falls = report.falls.get(problem.name)
     if falls:
-        words = "Mean distance to a solve to 1e-10 from the same noise; dotted, the orders that the methods declare."
+        words = "Mean distance to a tight solve from the same noise; dotted, the orders that the methods declare."
         found.append({"title": "Orders", "words": words, "picture": figures.orders(falls)})
     times = _grids(report, problem)
     if times:
@@ -196,7 +181,7 @@ def _figures(report: Report, problem: Problem, rows: Rows) -> list[dict[str, Any
         str(e): report.done.shown[problem.name, e, at] for e in first if (problem.name, e, at) in report.done.shown
     }
     if drawn and (problem.image is not None or (len(problem.shape) == 1 and problem.shape[0] > 1)):
-        truth = exact(problem, 400, report.settings.seed)[0]
+        truth = exact(problem, 100, report.settings.seed, sets=1)[0]  # of which 400 are drawn
         words = f"From the same noise, by {budget(at)} evaluations; rows in this order: {', '.join(['exact', *drawn])}."
         found.append({"title": "Samples", "words": words, "picture": figures.samples(problem, drawn, truth)})
     return found

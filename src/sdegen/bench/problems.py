@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.bench.denoiser import Denoiser
-from sdegen.bench.robustness import perturbed
+from sdegen.bench.robustness import perturbed, reduced
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, hint
 from sdegen.mixtures import GaussianMixture
 from sdegen.model import ScoreModel
@@ -88,6 +88,12 @@ class Problem:
         model = perturbed(self.model, size, where, seed=seed, scale=self.scale)
         statement = f"{self.statement}; an error of {size:.3g} in its score, at {where} noise"
         return replace(self, name=f"{self.name}+{size:g}{where}", model=model, statement=statement)
+
+    def reduced(self, dtype: torch.dtype) -> Problem:
+        """The same with its score in reduced precision, see `bench.reduced`."""
+        name = str(dtype).removeprefix("torch.")
+        statement = f"{self.statement}; its score in {name}"
+        return replace(self, name=f"{self.name}+{name}", model=reduced(self.model, dtype), statement=statement)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ import sdegen
 from sdegen import metrics as measures
 from sdegen import noise as noises
 from sdegen.bench.contenders import Contender, Drawn
+from sdegen.bench.identity import digest, identity
+from sdegen.bench.machine import processor
 from sdegen.bench.problems import Problem
 from sdegen.bench.rows import Rows
 from sdegen.bench.tables import Entry
-from sdegen.bench.targets import target
+from sdegen.bench.targets import most, target
 from sdegen.grids import check_steps
 from sdegen.metrics import Metric, Target
 from sdegen.progress import evaluations_bar
@@ -41,12 +43,6 @@ class Job(NamedTuple):
     problem: Problem
     contender: Contender
     budget: float
-
-    def key(self, settings: str) -> str:
-        """A hash that changes with all that the run's rows depend on."""
-        c, p = self.contender, self.problem
-        whole = f"{fingerprint(p)} {c!r} {self.budget!r} {settings}"
-        return hashlib.sha256(whole.encode()).hexdigest()[:24]
 
 
 class Shot(NamedTuple):
@@ -70,14 +66,18 @@ class Settings(NamedTuple):
     samples: int
     seed: int
     level: float = 0.95
-    resamples: int = 60
+    resamples: int = 40
     batch_size: int | None = None
 
 
 def collect(
-    jobs: Sequence[Job], settings: Settings, keep: str | os.PathLike[str] | None = None, progress: bool | None = None
+    jobs: Sequence[Job],
+    settings: Settings,
+    keep: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+    done: Sweep | None = None,
 ) -> Sweep:
-    """The rows of all jobs, of those in the folder `keep` without running them again.
+    """The rows of all jobs, of those in the folder `keep` without running them again; added to `done` one by one.
 
     An exception that ends it, an interrupt as well, has as `partial` what is done.
     """
@@ -85,16 +85,16 @@ def collect(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     check_steps(settings.samples, "samples")
-    done, mark = Sweep(Rows(), {}), f"{settings!r} {sdegen.__version__} {torch.__version__}"
+    done = Sweep(Rows(), {}) if done is None else done
     total = sum(40 if job.budget < 1 else int(job.budget) for job in jobs)
     try:
         with evaluations_bar(total, progress) as bar:
             for problem, own in itertools.groupby(jobs, key=lambda job: job.problem):
-                bench = Bench(problem, settings)
+                bench, mark = Bench(problem, settings), fingerprint(problem)
                 for job in own:
                     c = job.contender
                     bar.set_description_str(f"{problem.name}: {c.name}, {job.budget:g}")
-                    path = None if folder is None else folder / f"{job.key(mark)}.json"
+                    path = None if folder is None else folder / f"{key(mark, c.key, job.budget, settings)}.json"
                     shot = bench.shot(job) if path is None or not path.exists() else read(path)
                     if path is not None and not path.exists():
                         write(path, shot)
@@ -107,13 +107,21 @@ def collect(
     return done
 
 
+def key(*parts: Any) -> str:
+    """A hash that changes with all that a run's rows depend on, and with the versions and the processor."""
+    whole = f"{[identity(p) for p in parts]} {sdegen.__version__} {torch.__version__} {processor()}"
+    return hashlib.sha256(whole.encode()).hexdigest()[:24]
+
+
 class Bench:
     """One problem with its target and floors, which are made when the first run needs them."""
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
-        self.problem, self.settings = problem, settings
+        self.problem = problem
+        count = most(problem, settings.samples)
+        self.settings = settings._replace(samples=count)
         self._target: Target | None = None
-        self._floors: dict[str, float] = {}
+        self._floors: dict[int, float] = {}
 
     @property
     def target(self) -> Target:
@@ -123,28 +131,33 @@ class Bench:
             self._target = target(self.problem, s.metrics, s.samples, s.seed, s.batch_size)
         return self._target
 
-    def floor(self, m: Metric) -> float:
-        """A metric's value for exact samples, as many where there are."""
-        if m.name not in self._floors:
-            spare = self.target.spare
-            n = self.settings.samples if spare is None else min(self.settings.samples, len(spare))
-            self._floors[m.name] = measures.floor(m, self.target, n)
-        return self._floors[m.name]
+    def floor(self, k: int) -> float:
+        """The k-th metric's value for as many exact samples."""
+        if k not in self._floors:
+            self._floors[k] = measures.floor(self.settings.metrics[k], self.target, self.settings.samples)
+        return self._floors[k]
 
     def shot(self, job: Job) -> Shot:
         """One run, measured."""
         c, p, s = job.contender, self.problem, self.settings
-        wanted = [m for m in s.metrics if not (m.name == "rmse" and c.stochastic)]
         target = self.target  # not within the time of the first run
-        few = min(s.samples, FEW)
-        memory = _memory(lambda n: c.draw(p, n, job.budget, s.seed, s.batch_size), p, few)
-        (x, nfe), seconds = _timed(lambda: c.draw(p, s.samples, job.budget, s.seed, s.batch_size))
+        ready = c.ready(p, job.budget, s.seed, s.batch_size)
+        if getattr(ready, "steps", None) == 0:  # not one step is within the budget
+            return Shot(Rows(), torch.empty(0, *p.shape))
+
+        def draw(n: int) -> Drawn:
+            return ready.draw(p, n, job.budget, s.seed, s.batch_size)
+
+        memory = _memory(draw, p, min(s.samples, FEW))
+        (x, nfe), seconds = _timed(lambda: draw(s.samples))
         failed = int((~x.flatten(1).isfinite().all(1)).sum())
         about = {"model": p.name, "solver": c.name, "library": c.library, "grid": c.grid, "budget": job.budget}
         cost = {"seconds": seconds, "memory": memory, "failed": failed, "samples": s.samples, "seed": s.seed}
         rows = Rows()
-        for m in wanted:
-            floor = self.floor(m)
+        for k, m in enumerate(s.metrics):
+            if m.name == "rmse" and c.stochastic:
+                continue
+            floor = self.floor(k)
             found = measures.measure(m, x, target, level=s.level, resamples=s.resamples, seed=s.seed, floor=floor)
             rows.append({**about, "nfe": nfe, "metric": m.name, **found._asdict(), **cost})
         some = min(max(SHOWN // math.prod(p.shape), 16), 400)
@@ -154,7 +167,7 @@ class Bench:
 def _timed(draw: Callable[[], Drawn]) -> tuple[Drawn, float]:
     """What was drawn, and the seconds of the fastest run: others are slower for what else the machine does."""
     seconds: list[float] = []
-    while not seconds or (len(seconds) < 5 and sum(seconds) < 1.0):
+    while not seconds or (len(seconds) < 5 and sum(seconds) < 0.5):
         began = time.perf_counter()
         found = draw()
         if found.x.is_cuda:
@@ -178,15 +191,14 @@ def fingerprint(problem: Problem) -> str:
     """A hash that changes with the process, the model's answers, and what samples are compared with."""
     process = problem.process
     level = process.level((process.t_min + process.t_max) / 2)
+    dtype, device = place(problem.model, problem.dtype, None)
     with torch.no_grad():
-        dtype, device = place(problem.model, problem.dtype, None)
         seen = problem.model(process.prior(noises.seeds(0, 2, device=device), problem.shape, dtype), level, "data")
-    parts = [seen] if problem.data is None else [seen, problem.data[:2], problem.data.sum()[None]]
-    parts += [] if problem.law is None else [problem.law.means, problem.law.weights]
-    digest = hashlib.sha256(f"{problem.name} {process} {problem.shape} {problem.dtype}".encode())
-    for part in parts:
-        digest.update(repr(part.double().flatten()[:4096].tolist()).encode())
-    return digest.hexdigest()
+    law = None if problem.law is None else problem.law.sample(16, seed=0)
+    parts = [seen, law, problem.data]
+    return (
+        f"{problem.name} {process} {problem.shape} {problem.dtype} {[None if p is None else digest(p) for p in parts]}"
+    )
 
 
 def write(path: Path, shot: Shot) -> None:

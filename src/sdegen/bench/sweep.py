@@ -12,7 +12,8 @@ from sdegen.bench.names import contender
 from sdegen.bench.problems import Problem
 from sdegen.bench.rows import Rows
 from sdegen.bench.runs import Job, Settings, collect
-from sdegen.bench.targets import metric
+from sdegen.bench.targets import check, metric
+from sdegen.checks import network
 from sdegen.errors import InvalidArgumentError
 from sdegen.grids import check_steps
 from sdegen.metrics import Metric
@@ -29,7 +30,7 @@ def sweep(
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-    resamples: int = 60,
+    resamples: int = 40,
     batch_size: int | None = None,
     keep: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
@@ -48,7 +49,7 @@ def sweep(
     Raises InvalidArgumentError before the first evaluation on arguments that cannot work.
     """
     settings = Settings(tuple(metric(m) for m in metrics), samples, seed, level, resamples, batch_size)
-    jobs = plan(models, solvers, budgets, tols)
+    jobs = plan(models, solvers, budgets, tols, settings.metrics)
     return collect(jobs, settings, keep, progress).rows
 
 
@@ -57,8 +58,9 @@ def plan(
     solvers: Mapping[str, Solver] | Sequence[str | Contender],
     budgets: Sequence[int],
     tols: Sequence[float],
+    metrics: Sequence[Metric],
 ) -> list[Job]:
-    """All runs of a sweep. Raises InvalidArgumentError where there are none, or two of one name."""
+    """All runs of a sweep. Raises InvalidArgumentError where there are none, and on all that can be seen before one."""
     problems = [models] if isinstance(models, Problem) else list(models)
     if isinstance(solvers, Mapping):
         found: list[Contender] = [Ours(name, solver) for name, solver in solvers.items()]
@@ -72,6 +74,7 @@ def plan(
     called: dict[str, list[Any]] = {
         "model": [p.name for p in problems],
         "solver": [(c.library, c.name, c.grid) for c in found],
+        "metric": [m.name for m in metrics],
     }
     for what, names in called.items():
         twice = [name for name in names if names.count(name) > 1]
@@ -83,8 +86,16 @@ def plan(
         for budget in (tols if c.adaptive else budgets)
         if budget < 1 or budget >= c.least + p.denoises
     ]
+    if all(m.name == "rmse" for m in metrics):  # which a stochastic solver has none of
+        jobs = [job for job in jobs if metrics and not job.contender.stochastic]
     if not jobs:
         raise InvalidArgumentError(
-            "there is nothing to run: give at least one model, one solver, and a budget that is enough for one step"
+            "there is nothing to measure: give at least one model, one metric, one solver (for rmse a deterministic "
+            "one), and a budget that is enough for one step"
         )
+    for p in problems:
+        net = network(p.model)
+        if net is not None and any(part.training for part in net.modules()):
+            raise InvalidArgumentError(f"the network of {p.name} is in training mode: call its eval() first")
+        check(p, metrics)
     return jobs

@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 from sdegen.bench.rows import Rows
 
 Row = dict[str, Any]
-LARGER = frozenset({"is", "is_inf", "precision", "recall", "density", "coverage"})
+LARGER = frozenset({"precision", "recall", "coverage"})
 """Metrics of which more is better."""
+NEAR = frozenset({"is", "is_inf", "density"})
+"""Metrics that should be what exact samples show, and may miss it to either side."""
 SIGNED = frozenset({"loglik"})
-"""Metrics that may miss to either side."""
+"""Metrics that should be zero, and may miss it to either side."""
+SQUARED = frozenset({"mmd", "energy", "ksd", "kid", "frechet", "frechet_inf"})
+"""Squares of distances."""
 
 
 class Entry(NamedTuple):
@@ -51,10 +55,12 @@ def budget(value: float) -> str:
 
 def loss(row: Row) -> float:
     """How far a row is from the best there can be: what rows of one metric are ranked by."""
-    value = float(row["value"])
-    if math.isnan(value):
+    value, floor = float(row["value"]), float(row["floor"])
+    if not math.isfinite(value):
         return math.inf
-    return -value if row["metric"] in LARGER else abs(value) if row["metric"] in SIGNED else value
+    if row["metric"] in NEAR and math.isfinite(floor):
+        return abs(value - floor)
+    return -value if row["metric"] in LARGER | NEAR else abs(value) if row["metric"] in SIGNED else value
 
 
 def at_floor(row: Row) -> bool:
@@ -66,19 +72,33 @@ def at_floor(row: Row) -> bool:
         low = high = value
     if row["metric"] in LARGER:
         return high >= floor
-    return low <= floor and (row["metric"] not in SIGNED or high >= -floor)
+    return low <= floor and (row["metric"] not in SIGNED | NEAR or high >= (floor if row["metric"] in NEAR else -floor))
 
 
 def ranked(rows: Rows) -> list[Entry]:
-    """The contenders of one model and metric, best first: by their mean rank over the budgets that they all have."""
+    """The contenders of one model and metric, best first: by their mean rank, those with a tolerance after all others.
+
+    The rank at a budget is the share of the others that are nearer; it is over the budgets that all have, if there are
+    such.
+    """
+    order: list[Entry] = []
+    for adaptive in (False, True):
+        part = Rows(row for row in rows if (row["budget"] < 1) == adaptive)
+        order += [e for e in _ranked(part) if e not in order]
+    return order
+
+
+def _ranked(rows: Rows) -> list[Entry]:
     found = {e: {row["budget"]: loss(row) for row in rows if entry(row) == e} for e in dict.fromkeys(map(entry, rows))}
     shared = set.intersection(*(set(losses) for losses in found.values())) if found else set()
-    budgets = shared or {b for losses in found.values() for b in losses}
 
     def rank(e: Entry) -> float:
-        own = [b for b in budgets if b in found[e]]
-        places = [sum(losses.get(b, math.inf) < found[e][b] for losses in found.values()) for b in own]
-        return sum(places) / len(places)
+        places = []
+        for b in shared or found[e].keys():
+            others = [losses[b] for other, losses in found.items() if other != e and b in losses]
+            nearer = sum(v < found[e][b] for v in others)
+            places.append(1.0 if math.isinf(found[e][b]) else nearer / len(others) if others else 0.5)
+        return math.fsum(places) / len(places)
 
     return sorted(found, key=rank)
 
@@ -152,12 +172,12 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([first, *rest]).rstrip()
 
 
-def markdown(rows: Rows) -> str:
-    """All tables as Markdown, with intervals."""
+def markdown(rows: Rows, level: str = "###") -> str:
+    """All tables as Markdown under headings of a level, with intervals."""
     parts = []
     for sheet in sheets(rows, full):
         lines = [sheet.head, ["---"] * len(sheet.head), *sheet.lines]
-        parts.append("\n".join([f"### {sheet.title}", "", *("| " + " | ".join(line) + " |" for line in lines)]))
+        parts.append("\n".join([f"{level} {sheet.title}", "", *("| " + " | ".join(line) + " |" for line in lines)]))
     return "\n\n".join([*parts, ""])
 
 
@@ -172,11 +192,12 @@ class Answer(NamedTuple):
 
     @property
     def better(self) -> float:
-        """The others' best value over ours, of metrics that are distances: above 1 ours is nearer; else NaN."""
-        if self.ours is None or self.peer is None or self.metric in LARGER | SIGNED:
+        """The others' least distance over ours: above 1 ours is nearer; NaN of metrics that are no distances."""
+        if self.ours is None or self.peer is None or self.metric in LARGER | SIGNED | NEAR | {"modes"}:
             return math.nan
         ours, theirs = float(self.ours["value"]), float(self.peer["value"])
-        return theirs / ours if ours > 0 and theirs > 0 else math.nan
+        ratio = theirs / ours if ours > 0 and theirs > 0 else math.nan
+        return math.sqrt(ratio) if self.metric in SQUARED else ratio
 
     @property
     def verdict(self) -> str:
@@ -188,7 +209,8 @@ class Answer(NamedTuple):
         who = "sdegen" if loss(self.ours) <= loss(self.peer) else str(self.peer["library"])
         overlap = self.ours["low"] <= self.peer["high"] and self.peer["low"] <= self.ours["high"]
         how = "" if math.isnan(self.better) else f" {max(self.better, 1 / self.better):.2g} times nearer"
-        return who + how + (", within the intervals" if overlap else "")
+        unknown = any(math.isnan(row["low"]) for row in (self.ours, self.peer))
+        return who + how + (", no intervals" if unknown else ", within the intervals" if overlap else "")
 
 
 def answers(rows: Rows) -> list[Answer]:
