@@ -8,7 +8,8 @@ import torch
 import sdegen as sd
 from sdegen import bench
 from sdegen.bench import names, runs
-from sdegen.bench.contenders import Drawn, Ours, Peer, View, drawn
+from sdegen.bench.contenders import Drawn, Ours, drawn
+from sdegen.bench.others import Peer, View
 from sdegen.errors import InvalidArgumentError
 from sdegen.grids import by_time
 

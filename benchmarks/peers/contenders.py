@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 import sdegen as sd
-from sdegen.bench.contenders import Contender, Ours, Peer, View
+from sdegen.bench.contenders import Contender, Ours
+from sdegen.bench.others import Peer, View
 from sdegen.grids import Grid, by_snr, karras, natural
 
 GRIDS: dict[str, Grid] = {"karras": karras, "by_snr": by_snr}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdegen.bench.contenders import View
+from sdegen.bench.others import View
 
 SNR = 0.16
 """The corrector's signal-to-noise ratio (app. G: 0.16 on CIFAR-10)."""

@@ -3,7 +3,8 @@
 `import sdegen.bench`; nothing here is imported with sdegen itself.
 """
 
-from sdegen.bench.contenders import Calibrated, Contender, Drawn, Ours, Peer
+from sdegen.bench.contenders import Calibrated, Contender, Drawn, Ours
+from sdegen.bench.others import Peer
 from sdegen.bench.problems import PROBLEMS, PROCESSES, Problem, problem
 from sdegen.bench.robustness import perturbed, reduced
 from sdegen.bench.rows import COLUMNS, Rows
