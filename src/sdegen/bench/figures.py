@@ -25,7 +25,7 @@ WIDE, NARROW = 7.6, 3.6
 """Inches."""
 CURVES = 8
 """Curves of this library in one picture, and other libraries' beside them: the best sampler of each."""
-POINTS = 400
+POINTS, LETTERS = 400, 30
 FAR = 20.0
 
 
@@ -142,7 +142,7 @@ def _images(shape: Sequence[int], sets: Mapping[str, Tensor], width: float) -> F
     flat = torch.cat([x[:count].reshape(count, *shape).float().cpu() for x in sets.values()])
     known = flat[:count].nan_to_num().flatten()[: 1 << 22]
     span = float(known.quantile(0.005)), float(known.quantile(0.995))
-    names = list(sets)
+    names = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in sets]
     if width == NARROW:  # names above their rows would not fit; they are in the order of the words below
         names = [str(i + 1) for i in range(len(names))]
     whole = plots.figure(width, width / (count + 3) * len(sets) + 0.6)
