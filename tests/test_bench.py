@@ -582,6 +582,28 @@ def test_samples_of_large_images_can_be_shown():
     assert figures.samples(problem, {"ddim": data[:16]}, data).wide.startswith("data:image/svg")
 
 
+def test_one_failure_outweighs_many_small_gains():
+    def solver(name, values):
+        return [row(solver=name, budget=b, value=v) for b, v in zip((10, 20, 50), values)]
+
+    rows = bench.Rows([*solver("a", (2.0, 0.130, 0.130)), *solver("b", (0.155, 0.131, 0.131))])
+    assert [e.solver for e in tables.ranked(rows)] == ["b", "a"]
+
+
+def test_the_fewest_evaluations_at_the_floor_and_who_is_as_good():
+    rows = bench.Rows(
+        [
+            row(budget=5),
+            row(budget=10, low=0.4),
+            row(solver="b", budget=10, value=1.2, low=0.45),
+            row(budget=20, low=0.1),
+        ]
+    )
+    assert tables.enough(rows) == "No difference to exact samples can be seen from NFE 10 on: a, b."
+    assert tables.enough(bench.Rows([row()])) == ""
+    assert [a.tied for a in tables.answers(rows)] == [(), ("b",), ()]
+
+
 def test_tables_have_the_floor_beside_every_number(small):
     text, marked = tables.text(small), tables.markdown(small)
     for r in small:
@@ -681,7 +703,9 @@ def test_an_interrupted_command_keeps_what_it_had(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(runs.Bench, "shot", shot)
     args = ["bench", *ARGS, "--metrics", "sw2", "--no-orders", "--out", str(tmp_path), "--quiet"]
     assert main(args) == 130
-    assert "interrupted" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "3 of 6 runs are kept in" in err
+    assert "interrupted" in err
     with (tmp_path / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 3
     assert "This run was interrupted" in (tmp_path / "index.html").read_text()
@@ -704,6 +728,7 @@ def test_an_interrupted_command_keeps_what_it_had(tmp_path, monkeypatch, capsys)
         (["--score-error", "0.1:middle"], "'middle' is none of"),
         (["--score-error", "much"], "'much' is not a number"),
         (["--model", "no.py:f"], "there is no 'no.py'"),
+        (["--model", "no.py"], "say which function"),
         (["--model", "x.py:f", "--problem", "rings"], "not both"),
         (["--data", "x.npy"], "go with --model"),
         (["--peers", "kdiffusion"], "no adapter for 'kdiffusion'"),
@@ -744,6 +769,17 @@ def trained():
 class Net(torch.nn.Module):
     def forward(self, x, t):
         return x
+
+def linear():
+    return sd.ScoreModel(sd.VP(), Line().eval(), "noise")
+
+class Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = torch.nn.Linear(2, 2)
+
+    def forward(self, x, t):
+        return self.line(x)
 
 def late():
     import beside
@@ -808,10 +844,13 @@ def test_a_model_of_a_mixture_brings_its_law(mine, tmp_path):
         ("model", ["--data", "none.npy"], "there is no file none.npy"),
         ("model", ["--shape", "2", "--metrics", "sw2"], "needs the target's samples"),
         ("model", ["--shape", "2,x"], "'x' is not a whole number"),
+        ("linear", ["--shape", "3"], "failed on two samples [2, 3]"),
+        ("model", ["--shape", "2", "--solvers", "MINE:nothing"], "must return a solver"),
     ],
 )
 def test_a_model_of_ones_own_that_cannot_work(mine, function, more, words, tmp_path, capsys):
-    args = ["bench", "--model", f"{mine}:{function}", *more, "--solvers", "ddim", "--nfe", "4", "--samples", "8"]
+    more = [text.replace("MINE", str(mine)) for text in more]
+    args = ["bench", "--solvers", "ddim", "--nfe", "4", "--samples", "8", "--model", f"{mine}:{function}", *more]
     assert main([*args, "--out", str(tmp_path / "out"), "--quiet"]) == 2
     assert words in capsys.readouterr().err
 
@@ -821,6 +860,7 @@ def test_data_of_another_kind(tmp_path):
 
     (tmp_path / "a.txt").write_text("1")
     torch.save(torch.arange(3), tmp_path / "a.pt")
+    torch.save(torch.tensor([[1.0], [math.nan]]), tmp_path / "d.pt")
     torch.save({"a": torch.ones(2, 2), "b": torch.ones(2, 2)}, tmp_path / "b.pt")
     (tmp_path / "c.npy").write_bytes(b"not an array")
     for name, words in (
@@ -828,6 +868,7 @@ def test_data_of_another_kind(tmp_path):
         ("a.pt", "floating array"),
         ("b.pt", "one array"),
         ("c.npy", "could not be read"),
+        ("d.pt", "1 of its 2 rows are not"),
     ):
         with pytest.raises(InvalidArgumentError, match=words):
             read(tmp_path / name)

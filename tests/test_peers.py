@@ -160,6 +160,23 @@ def test_every_sampler_runs_and_keeps_to_its_budget(denoises):
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_network_in_float32_gets_float32_whatever_a_library_makes_of_the_state():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line = torch.nn.Linear(2, 2)
+
+        def forward(self, x, t):
+            assert x.dtype == torch.float32
+            return 0.1 * self.line(x)
+
+    problem = bench.Problem("net", sd.ScoreModel(sd.VP(), Net().eval(), "noise"), (2,), data=torch.randn(40, 2))
+    for c in names.peers("all"):
+        if c.library != "diffusers" or "DPM" not in c.name:  # a dozen of one kind
+            made = c.draw(problem, 2, 1e-1 if c.adaptive else 7, 0, None)
+            assert made.x.dtype == torch.float32, c.name
+
+
 def test_what_the_model_raises_is_not_the_library_s():
     def net(x, t):
         raise ValueError("no such layer")

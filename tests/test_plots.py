@@ -75,6 +75,20 @@ def said(ax):
 # ---- paths
 
 
+def test_a_score_field_of_a_network_is_asked_in_its_own_precision():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line = torch.nn.Linear(2, 2)
+
+        def forward(self, x, t):
+            return self.line(x)
+
+    model = sd.ScoreModel(sd.VP(), Net().eval(), "noise")
+    with torch.no_grad():
+        assert plots.score_field(model, model.process.level(0.3), (-2, 2)) is not None
+
+
 def test_points_are_lines_with_a_ring_where_they_start_and_a_dot_where_they_end():
     states = values(5, 3, 2)
     own = axes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from sdegen.bench.problems import Problem
 from sdegen.bench.rows import Rows
 from sdegen.bench.runs import Job, Settings, Sweep, collect
 from sdegen.bench.sweep import plan
-from sdegen.bench.targets import metric
+from sdegen.bench.targets import metric, most
 from sdegen.errors import InvalidArgumentError
 from sdegen.mixtures import GaussianMixture, MixtureScore
 from sdegen.process import Process
@@ -106,9 +107,11 @@ def read(path: Path) -> Tensor:
             raise InvalidArgumentError(f"{path} must hold one array, it has {', '.join(map(str, found)) or 'none'}")
         found = next(iter(found.values()))
     if not isinstance(found, Tensor) or found.ndim < 2 or not found.is_floating_point():
-        raise InvalidArgumentError(
-            f"{path} must hold a floating array [N, *S], got {getattr(found, 'shape', type(found))}"
-        )
+        got = f"{list(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+        raise InvalidArgumentError(f"{path} must hold a floating array [N, *S], got {got}")
+    bad = int((~found.flatten(1).isfinite().all(1)).sum())
+    if bad:
+        raise InvalidArgumentError(f"{path} must be finite: {bad} of its {len(found)} rows are not")
     return found
 
 
@@ -135,12 +138,18 @@ def run(wish: Wish) -> int:
     jobs = plan(wish.problems, wish.contenders, wish.budgets, wish.tols, wish.settings.metrics)
     page.check()
     wish.out.mkdir(parents=True, exist_ok=True)
+    for problem in wish.problems if not wish.quiet else ():
+        if most(problem, wish.settings.samples) < wish.settings.samples:
+            count = most(problem, wish.settings.samples)
+            print(f"{problem.name}: {count} samples, as many as one half of the data has (the other makes the floors)")
     done, seen = Sweep(Rows(), {}), dict[str, dict[str, Fall]]()
     try:
         collect(jobs, wish.settings, wish.out / RUNS, False if wish.quiet else None, done)
         for problem in wish.problems if wish.orders else ():
             seen[problem.name] = kept_falls(problem, wish.contenders, wish.settings, wish.out / RUNS)
     except BaseException:
+        runs = f"{len(done.shown)} of {len(jobs)} runs"
+        print(f"sdegen: {runs} are kept in {wish.out / RUNS}; the same command goes on", file=sys.stderr)
         if done.rows:
             _write(wish, jobs, done, seen, interrupted=True)
         raise

@@ -59,14 +59,15 @@ def quality(rows: Rows, cost: str) -> Picture:
     """A metric over evaluations (`nfe`) or `seconds`, with intervals and the floor; rows of one model and metric."""
     entries = shown(rows)
     metric, label = rows[0]["metric"], {"nfe": "network evaluations (NFE)", "seconds": "seconds"}[cost]
-    curves = {str(e): [_point(row, cost) for row in rows if entry(row) == e] for e in entries}
     least = min(v for v in map(drawn_value, rows) if v > 0)
+    curves = {str(e): [_point(row, cost, least / 1.5) for row in rows if entry(row) == e] for e in entries}
     # one far below all values would squeeze them; it stands in the table
     known = [row["floor"] for row in rows if metric != "rmse" and least / FAR < row["floor"] < math.inf]
     budget = min((row["budget"] for row in rows if row["budget"] >= 1), default=max(row["budget"] for row in rows))
     # what is far off at the fewest evaluations would squeeze all others; it stands in the table
     first = [drawn_value(row) for row in rows if row["budget"] == budget and drawn_value(row) > 0]
-    top = 1.5 * FAR * min(first, default=math.inf)
+    ours = [drawn_value(row) for row in rows if entry(row).ours and math.isfinite(row["value"])]
+    top = max([1.5 * FAR * min(first, default=math.inf), *(1.2 * v for v in ours)])
     best = next((str(e) for e in entries if e.solver == "default"), "")
 
     def draw(width: float) -> Figure:
@@ -80,7 +81,7 @@ def quality(rows: Rows, cost: str) -> Picture:
             label=label,
             emphasis=best,
             muted=[str(e) for e in entries if not e.ours],
-            pareto=True,
+            pareto=cost == "nfe",
         )
         if ax.get_ylim()[1] > top:
             ax.set_ylim(top=top)
@@ -94,11 +95,13 @@ def drawn_value(row: Row) -> float:
     return abs(float(row["value"])) if row["metric"] in SIGNED else float(row["value"])
 
 
-def _point(row: Row, cost: str) -> tuple[float, ...]:
+def _point(row: Row, cost: str, least: float) -> tuple[float, ...]:
     value, low, high = row["value"], row["low"], row["high"]
-    if row["metric"] in SIGNED or not 0 < low <= value <= high < math.inf:
-        return row[cost], drawn_value(row)
-    return row[cost], value, low, high
+    # of the budget and not of what a solver took of it: one evaluation less is no merit
+    x = row["budget"] if cost == "nfe" and row["budget"] >= 1 else row[cost]
+    if row["metric"] in SIGNED or not (low <= value <= high < math.inf and value > 0):
+        return x, drawn_value(row)
+    return x, value, max(low, min(least, value)), high
 
 
 def orders(found: Mapping[str, Fall]) -> Picture:

@@ -56,6 +56,8 @@ def solver(text: str) -> Solver:
     """The solver that a name means. Raises InvalidArgumentError for what is not known or takes other arguments."""
     if ":" in text:
         made: Solver = loaded(text)()
+        if not hasattr(made, "evals") or not callable(getattr(made, "step", None)) or isinstance(made, type):
+            raise InvalidArgumentError(f"{text} must return a solver, such as sd.heun(), got {made!r}")
         return made
     name, args, options = _call(text)
     counted = re.fullmatch(r"([a-z_]+?)_?(\d+)", name)
@@ -113,7 +115,9 @@ def loaded(text: str) -> Callable[..., Any]:
     """The function of `path.py:function`. Raises InvalidArgumentError where there is none, or the file fails."""
     where, _, name = text.rpartition(":")
     path = Path(where)
-    if not where or not path.is_file():
+    if not where:
+        raise InvalidArgumentError(f"{text!r} must be path.py:function: say which function")
+    if not path.is_file():
         raise InvalidArgumentError(f"{text!r} must be path.py:function with a file that exists; there is no {where!r}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:

@@ -27,6 +27,7 @@ class View:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.process, self.rows = problem, problem.process, 0
+        self.dtype = place(problem.model, problem.dtype, None)[0]
         self.failed: Exception | None = None
         self._levels: dict[float, Level] = {}
 
@@ -36,7 +37,7 @@ class View:
         if value not in self._levels:
             self._levels[value] = self.process.at(-torch.tensor(value, dtype=torch.float64).log())
         level = self._levels[value]
-        return self.ask((y * level.alpha).to(y.dtype), level, "data")
+        return self.ask(y * level.alpha, level, "data")
 
     def score(self, x: Tensor, t: Any) -> Tensor:
         """The score of x at the time t."""
@@ -46,11 +47,12 @@ class View:
         """A prediction of x at a level `[]` or `[B]`."""
         self.rows += len(x)
         try:
-            answer: Tensor = self.problem.model(x, level, want)
+            # libraries take levels in float64, and so the state
+            answer: Tensor = self.problem.model(x.to(self.dtype), level, want)
         except Exception as error:
             self.failed = self.failed or error
             raise
-        return answer
+        return answer.to(x.dtype)
 
     def end(self, x: Tensor) -> Tensor:
         """x at t_min, denoised where the problem's samples are."""

@@ -19,10 +19,12 @@ from sdegen.bench.orders import Fall
 from sdegen.bench.problems import Problem
 from sdegen.bench.rows import Rows
 from sdegen.bench.runs import Job, Settings, Sweep
-from sdegen.bench.tables import Answer, answers, at_floor, budget, entry, ranked, short
+from sdegen.bench.tables import Answer, answers, at_floor, budget, enough, entry, ranked, short
 from sdegen.bench.targets import exact
 from sdegen.errors import InvalidArgumentError
 
+TIED = 4
+"""Contenders that may be as good as the best one, named in a line."""
 WORDS = {
     "rmse": "root mean square over samples and elements of the distance to where a tight solve takes the same noise",
     "sw2": "sliced Wasserstein-2 distance to exact samples",
@@ -116,20 +118,21 @@ def _part(report: Report, problem: Problem) -> dict[str, Any]:
         "statement": problem.statement or f"{problem.model!r}",
         "peers": any(x != "sdegen" for x in rows.each("library")),
         "answers": [_answer(a) for a in answers(rows)],
-        "metrics": [_metric(rows.where(metric=name)) for name in rows.each("metric")],
+        "metrics": [_metric(rows.where(metric=name), problem) for name in rows.each("metric")],
         "figures": _figures(report, problem, rows),
     }
 
 
 def _answer(answer: Answer) -> dict[str, str]:
     found = {"metric": answer.metric, "nfe": f"{answer.budget:g}", "verdict": answer.verdict}
+    found["tied"] = ", ".join(answer.tied[:TIED]) + (", ..." if len(answer.tied) > TIED else "")
     for who, value, row in (("ours", "value", answer.ours), ("peer", "theirs", answer.peer)):
         found[who] = "" if row is None else str(entry(row))
         found[value] = "" if row is None else f"{short(row['value'])} (floor {short(row['floor'])})"
     return found
 
 
-def _metric(rows: Rows) -> dict[str, Any]:
+def _metric(rows: Rows, problem: Problem) -> dict[str, Any]:
     """A metric's pictures and tables."""
     some = any(0 < figures.drawn_value(row) < float("inf") for row in rows)
     pictures = [figures.quality(rows, cost) for cost in ("nfe", "seconds")] if some else []
@@ -139,7 +142,10 @@ def _metric(rows: Rows) -> dict[str, Any]:
         part = Rows(row for row in rows if (row["budget"] < 1) == adaptive)
         if part:
             tables.append(_table(part))
-    return {"name": name, "words": WORDS.get(name, ""), "pictures": pictures, "sheets": tables}
+    words, reached = WORDS.get(name, ""), enough(rows)
+    if problem.law is None:
+        words, reached = (text.replace("exact samples", "held-out data") for text in (words, reached))
+    return {"name": name, "words": words, "enough": reached, "pictures": pictures, "sheets": tables}
 
 
 def _table(rows: Rows) -> dict[str, Any]:
@@ -170,6 +176,8 @@ def _figures(report: Report, problem: Problem, rows: Rows) -> list[dict[str, Any
     falls = report.falls.get(problem.name)
     if falls:
         words = "Mean distance to a tight solve from the same noise; dotted, the orders that the methods declare."
+        if problem.law is None:
+            words += " A network shows them where the steps are short beside its own roughness, and above its rounding."
         found.append({"title": "Orders", "words": words, "picture": figures.orders(falls)})
     times = _grids(report, problem)
     if times:
@@ -199,7 +207,7 @@ def _grids(report: Report, problem: Problem) -> dict[str, Any]:
     contenders: list[Contender] = [job.contender for job in report.jobs if job.problem is problem]
     for c in dict.fromkeys(c for c in contenders if isinstance(c, Ours) and not c.adaptive):
         times = (c.times or c.solver.grid)(problem.process, 20)
-        label = c.name if c.grid == "own" else f"{c.name}, {c.grid}"
+        label = f"{c.name} ({getattr(c.times or c.solver.grid, '__name__', 'its own')})"
         found.setdefault(tuple(torch.as_tensor(getattr(times, "times", times)).tolist()), []).append(label)
     return {", ".join(labels): torch.tensor(times, dtype=torch.float64) for times, labels in found.items()}
 

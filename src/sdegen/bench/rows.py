@@ -12,7 +12,6 @@ from sdegen.errors import InvalidArgumentError
 COLUMNS = (
     "model",
     "solver",
-    "library",
     "grid",
     "budget",
     "nfe",
@@ -26,6 +25,7 @@ COLUMNS = (
     "failed",
     "samples",
     "seed",
+    "library",
 )
 """One row per model, solver, grid, budget and metric. budget: evaluations, or below 1 a tolerance. nfe: evaluations per
 sample, in the mean. value, low, high: the metric and the ends of its interval; floor: what exact samples show. seconds:

@@ -151,15 +151,16 @@ class Bench:
         memory = _memory(draw, p, min(s.samples, FEW))
         (x, nfe), seconds = _timed(lambda: draw(s.samples))
         failed = int((~x.flatten(1).isfinite().all(1)).sum())
-        about = {"model": p.name, "solver": c.name, "library": c.library, "grid": c.grid, "budget": job.budget}
-        cost = {"seconds": seconds, "memory": memory, "failed": failed, "samples": s.samples, "seed": s.seed}
+        about = {"model": p.name, "solver": c.name, "grid": c.grid, "budget": job.budget}
+        cost = {"seconds": seconds, "memory": memory, "failed": failed}
+        source = {"samples": s.samples, "seed": s.seed, "library": c.library}
         rows = Rows()
         for k, m in enumerate(s.metrics):
             if m.name == "rmse" and c.stochastic:
                 continue
             floor = self.floor(k)
             found = measures.measure(m, x, target, level=s.level, resamples=s.resamples, seed=s.seed, floor=floor)
-            rows.append({**about, "nfe": nfe, "metric": m.name, **found._asdict(), **cost})
+            rows.append({**about, "nfe": nfe, "metric": m.name, **found._asdict(), **cost, **source})
         some = min(max(SHOWN // math.prod(p.shape), 16), 400)
         return Shot(rows, x[:some].cpu())
 

@@ -48,6 +48,7 @@ def sweep(
 
     Raises InvalidArgumentError before the first evaluation on arguments that cannot work.
     """
+    check_steps(samples, "samples")
     settings = Settings(tuple(metric(m) for m in metrics), samples, seed, level, resamples, batch_size)
     jobs = plan(models, solvers, budgets, tols, settings.metrics)
     return collect(jobs, settings, keep, progress).rows
@@ -91,7 +92,7 @@ def plan(
     if not jobs:
         raise InvalidArgumentError(
             "there is nothing to measure: give at least one model, one metric, one solver (for rmse a deterministic "
-            "one), and a budget that is enough for one step"
+            f"one), and a budget that is enough for a step ({', '.join(f'{c.name}: {c.least}' for c in found[:6])})"
         )
     for p in problems:
         net = network(p.model)

@@ -76,10 +76,10 @@ def at_floor(row: Row) -> bool:
 
 
 def ranked(rows: Rows) -> list[Entry]:
-    """The contenders of one model and metric, best first: by their mean rank, those with a tolerance after all others.
+    """The contenders of one model and metric, best first, those with a tolerance after all others.
 
-    The rank at a budget is the share of the others that are nearer; it is over the budgets that all have, if there are
-    such.
+    By the geometric mean over the budgets that all have, if there are such; of metrics that may be zero or negative,
+    by the mean rank, the share of the others that are nearer.
     """
     order: list[Entry] = []
     for adaptive in (False, True):
@@ -92,13 +92,19 @@ def _ranked(rows: Rows) -> list[Entry]:
     found = {e: {row["budget"]: loss(row) for row in rows if entry(row) == e} for e in dict.fromkeys(map(entry, rows))}
     shared = set.intersection(*(set(losses) for losses in found.values())) if found else set()
 
-    def rank(e: Entry) -> float:
-        places = []
-        for b in shared or found[e].keys():
-            others = [losses[b] for other, losses in found.items() if other != e and b in losses]
-            nearer = sum(v < found[e][b] for v in others)
-            places.append(1.0 if math.isinf(found[e][b]) else nearer / len(others) if others else 0.5)
-        return math.fsum(places) / len(places)
+    values = [v for losses in found.values() for v in losses.values() if math.isfinite(v)]
+    distances = bool(values) and min(values) > 0
+
+    def place(e: Entry, b: float) -> float:
+        own, others = found[e][b], [losses[b] for other, losses in found.items() if other != e and b in losses]
+        if math.isinf(own):
+            return math.inf
+        return math.log(own) if distances else sum(v < own for v in others) / max(1, len(others))
+
+    def rank(e: Entry) -> tuple[int, float]:
+        places = [place(e, b) for b in shared or found[e].keys()]
+        good = [p for p in places if math.isfinite(p)]
+        return len(places) - len(good), math.fsum(good) / max(1, len(good))
 
     return sorted(found, key=rank)
 
@@ -161,7 +167,9 @@ def text(rows: Rows) -> str:
         )
     if not parts:
         return "no rows"
-    legend = "value (floor: what exact samples show), best first; * the interval reaches the floor; @ evaluations"
+    legend = "value (floor: what exact samples show), best first over all columns; * the interval reaches the floor"
+    legend += "; @ evaluations taken" if any(row["budget"] < 1 for row in rows) else ""
+    legend += "\nrmse: distance to a tight solve, of deterministic solvers" if "rmse" in rows.each("metric") else ""
     return "\n\n".join([*parts, legend])
 
 
@@ -182,13 +190,14 @@ def markdown(rows: Rows, level: str = "###") -> str:
 
 
 class Answer(NamedTuple):
-    """At one budget the best of ours, and of other libraries where there are any; `better` is ours over theirs."""
+    """At one budget the best of ours, others of ours that may be as good, and the best of other libraries."""
 
     model: str
     metric: str
     budget: float
     ours: Row | None
     peer: Row | None
+    tied: tuple[str, ...] = ()
 
     @property
     def better(self) -> float:
@@ -226,5 +235,22 @@ def answers(rows: Rows) -> list[Answer]:
                     for ours in (True, False)
                 ]
                 best = [min(part, key=loss, default=None) for part in both]
-                found.append(Answer(model, metric, b, *best))
+                tied = (
+                    ()
+                    if best[0] is None
+                    else tuple(
+                        str(entry(row)) for row in both[0] if row is not best[0] and row["low"] <= best[0]["value"]
+                    )
+                )
+                found.append(Answer(model, metric, b, best[0], best[1], tied))
     return found
+
+
+def enough(rows: Rows) -> str:
+    """Of one model and metric: the fewest evaluations at which samples are as good as exact ones, in a sentence."""
+    good = [row for row in rows if row["budget"] >= 1 and row["metric"] != "rmse" and at_floor(row)]
+    if not good:
+        return ""
+    least = min(row["budget"] for row in good)
+    names = [str(entry(row)) for row in good if row["budget"] == least]
+    return f"No difference to exact samples can be seen from NFE {least:g} on: {', '.join(names)}."

@@ -10,7 +10,7 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.bench.contenders import drawn
 from sdegen.bench.problems import Problem
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, SdegenError
 from sdegen.metrics import NAMES, Metric, Target
 from sdegen.mixtures import GaussianMixture
 from sdegen.starts import place
@@ -27,6 +27,8 @@ MANY = 20_000
 def metric(given: str | Metric) -> Metric:
     """A metric by its short name, or as it is. Raises InvalidArgumentError for a name that there is none of."""
     if not isinstance(given, str):
+        if not isinstance(getattr(given, "name", None), str):
+            raise InvalidTypeError(f"a metric is a name, or a callable (x, target) with a name, got {given!r}")
         return given
     if given not in NAMES:
         raise InvalidArgumentError(f"unknown metric {given!r}: there are {', '.join(NAMES)}")
@@ -45,6 +47,19 @@ def check(problem: Problem, metrics: Sequence[Metric]) -> None:
     few = Target(None if samples is None else x, None if spare is None else spare[:16], _law(problem), x, x)
     for m in metrics:
         m(x, few)
+    dtype, device = place(problem.model, problem.dtype, None)
+    state = torch.zeros(2, *problem.shape, dtype=dtype, device=device)
+    level = problem.process.level(problem.process.t_max)
+    try:
+        with torch.no_grad():
+            problem.model(state, level, "data")
+    except SdegenError:
+        raise
+    except Exception as error:
+        raise InvalidArgumentError(
+            f"the model of {problem.name} failed on two samples {list(state.shape)} of {dtype}, whose shape is that of "
+            f"the data or of --shape: {type(error).__name__}: {error}"
+        ) from error
 
 
 def target(problem: Problem, metrics: Sequence[Metric], n: int, seed: int, batch_size: int | None) -> Target:

@@ -115,7 +115,7 @@ class InceptionScore(SummedSplit):
     def phi(self, x: Tensor, target: Target) -> Tensor:
         """Probabilities and their negative entropies."""
         if self.classifier is None:
-            return _entropies(responsibilities(x, target.need("law", "is without a classifier")))
+            return _entropies(responsibilities(x, target.need("law", "`is` without a classifier")))
         return _entropies(features(self.classifier, x).softmax(1))
 
     def finish(self, sums: Sums, target: Target, other: Sums | None = None) -> float:

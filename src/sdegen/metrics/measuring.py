@@ -75,6 +75,8 @@ def measure(
     """
     intervals.check(level, resamples)
     _check_metric(metric)
+    if not isinstance(target, Target):
+        raise InvalidTypeError(f"target must be a Target, got {type(target).__name__}: metrics.Target(samples) is one")
     x = checked("x", x, target.shape)
     least = _floor(metric, target, len(x)) if floor is None else floor
     if failures(x):

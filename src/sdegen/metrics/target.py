@@ -137,9 +137,8 @@ def checked(name: str, x: Any, shape: torch.Size | None = None, least: int = 1) 
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InvalidTypeError(
-            f"{name} must be a floating tensor [n, *S], got {got}; convert it, for example x.float()"
-        )
+        how = "x.float()" if isinstance(x, Tensor) else "torch.as_tensor(x)"
+        raise InvalidTypeError(f"{name} must be a floating tensor [n, *S], got {got}; convert it, for example by {how}")
     if x.ndim == 0 or x.numel() == 0 or len(x) < least:
         count = "one sample" if least == 1 else f"{least} samples"
         raise InvalidArgumentError(f"{name} must be [n, *S] with at least {count}, got shape {list(x.shape)}")

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdegen.checks import network
 from sdegen.errors import InvalidTypeError, call_score
 from sdegen.model import ScoreModel
 from sdegen.plots.inputs import Law, check_law, log_density, mesh, span_of
 from sdegen.plots.style import INK, figure, headed, look, plain, shades
 from sdegen.sde import Level, check_level
+from sdegen.starts import place
 from sdegen.tensors import batch_time
 
 if TYPE_CHECKING:
@@ -107,7 +109,8 @@ def _inner(box: tuple[float, float, float, float], n: int) -> tuple[float, float
 def _score(score: Score, x: Tensor, level: Level) -> Tensor:
     if isinstance(score, ScoreModel) or hasattr(score, "process"):
         model: Any = score
-        return model(x, level, "score")  # type: ignore[no-any-return]
+        dtype = x.dtype if network(model) is None else place(model, None, None)[0]
+        return model(x.to(dtype), level, "score")  # type: ignore[no-any-return]
     return call_score(score, x, batch_time(level.t, x))
 
 
