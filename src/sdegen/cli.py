@@ -166,6 +166,9 @@ def _bench(args: argparse.Namespace) -> int:
         torch.set_num_threads(1)  # as for the demonstration
     try:
         return command.run(command.wished(args))
+    except BrokenPipeError:  # whoever read the table has read enough; the files are written
+        sys.stderr.close()
+        return 0
     except OSError as error:
         return _tell(f"error: cannot write to {args.out}: {error.strerror or error}", USAGE)
     finally:

@@ -153,10 +153,9 @@ def run(wish: Wish) -> int:
         if done.rows:
             _write(wish, jobs, done, seen, interrupted=True)
         raise
-    if not wish.quiet:
-        print(tables.text(done.rows))
     _write(wish, jobs, done, seen)
     if not wish.quiet:
+        print(tables.text(done.rows))
         print(f"\nwritten: {wish.out / PAGE}, {CSV}, {MARKDOWN}")
     return 0
 
