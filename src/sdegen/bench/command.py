@@ -27,7 +27,7 @@ RUNS, CSV, MARKDOWN, PAGE = "runs", "results.csv", "results.md", "index.html"
 
 
 class Wish(NamedTuple):
-    """What was typed, as it is meant. peers: "" for none. errors: sizes of errors in the score, with where they are."""
+    """What was typed, as it is meant."""
 
     problems: list[Problem]
     contenders: list[Contender]

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import NamedTuple
 
 from sdegen.bench.contenders import Contender, Ours, drawn
 from sdegen.bench.problems import Problem
 from sdegen.bench.runs import Settings, fingerprint, key
-from sdegen.starts import place
-from sdegen.tensors import widen
-from sdegen.tolerance import adaptive_default
+from sdegen.bench.tables import named
+from sdegen.bench.targets import solved, tightest
 
 STEPS = (20, 40, 80, 160)
 SAMPLES = 48
-TIGHT, ROUNDINGS = 1e-10, 200.0
-"""The tolerance of the reference, or so many roundings of a narrower dtype."""
+TIGHT = 1e-10
+"""The tolerance of the reference."""
 
 
 class Fall(NamedTuple):
@@ -35,10 +32,8 @@ def falls(problem: Problem, contenders: Sequence[Contender], seed: int, batch_si
     wanted = [c for c in contenders if isinstance(c, Ours) and not c.stochastic and not c.adaptive]
     if not wanted:
         return {}
-    dtype = widen(torch.empty(0, dtype=place(problem.model, problem.dtype, None)[0])).dtype
-    tight = max(TIGHT, ROUNDINGS * torch.finfo(dtype).eps)
-    solver: Any = adaptive_default(problem.model)
-    exact = drawn(problem, SAMPLES, seed, batch_size, solver=solver, tol=tight).x
+    tight = tightest(problem, TIGHT)
+    exact = solved(problem, SAMPLES, seed, batch_size, tight)
     found = {}
     for c in wanted:
         points = []
@@ -46,8 +41,7 @@ def falls(problem: Problem, contenders: Sequence[Contender], seed: int, batch_si
             x = drawn(problem, SAMPLES, seed, batch_size, solver=c.solver, grid=c.times, steps=steps).x
             points.append((float(steps), float((x - exact).flatten(1).square().mean(1).sqrt().mean())))
         order = getattr(c.solver, "convergence", None)
-        label = c.name if c.grid == "own" else f"{c.name}, {c.grid}"
-        found[label] = Fall(points, None if order is None else float(order), 3 * tight * problem.scale)
+        found[str(named(c))] = Fall(points, None if order is None else float(order), 3 * tight * problem.scale)
     return found
 
 

@@ -19,7 +19,7 @@ from sdegen.bench.orders import Fall
 from sdegen.bench.problems import Problem
 from sdegen.bench.rows import Rows
 from sdegen.bench.runs import Job, Settings, Sweep
-from sdegen.bench.tables import Answer, answers, at_floor, budget, enough, entry, ranked, short
+from sdegen.bench.tables import Answer, answers, at_floor, budget, enough, entry, ranked, sheets, short
 from sdegen.bench.targets import exact
 from sdegen.errors import InvalidArgumentError
 
@@ -137,25 +137,10 @@ def _metric(rows: Rows, problem: Problem) -> dict[str, Any]:
     some = any(0 < figures.drawn_value(row) < float("inf") for row in rows)
     pictures = [figures.quality(rows, cost) for cost in ("nfe", "seconds")] if some else []
     name = rows[0]["metric"]
-    tables = []
-    for adaptive in (False, True):
-        part = Rows(row for row in rows if (row["budget"] < 1) == adaptive)
-        if part:
-            tables.append(_table(part))
     words, reached = WORDS.get(name, ""), enough(rows)
     if problem.law is None:
         words, reached = (text.replace("exact samples", "held-out data") for text in (words, reached))
-    return {"name": name, "words": words, "enough": reached, "pictures": pictures, "sheets": tables}
-
-
-def _table(rows: Rows) -> dict[str, Any]:
-    budgets = sorted(rows.each("budget"), reverse=rows[0]["budget"] < 1)
-    place = {(entry(row), row["budget"]): row for row in rows}
-    lines = []
-    for e in ranked(rows):
-        cells = [_cell(place[e, b]) if (e, b) in place else None for b in budgets]
-        lines.append({"name": str(e), "ours": e.ours, "cells": cells})
-    return {"head": ["solver", *(budget(b) if b < 1 else f"NFE {b:g}" for b in budgets)], "lines": lines}
+    return {"name": name, "words": words, "enough": reached, "pictures": pictures, "sheets": sheets(rows, _cell)}
 
 
 def _cell(row: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from sdegen.bench.identity import digest, identity
 from sdegen.bench.machine import processor
 from sdegen.bench.problems import Problem
 from sdegen.bench.rows import Rows
-from sdegen.bench.tables import Entry
+from sdegen.bench.tables import Entry, named
 from sdegen.bench.targets import most, target
 from sdegen.grids import check_steps
 from sdegen.metrics import Metric, Target
@@ -99,7 +99,7 @@ def collect(
                     if path is not None and not path.exists():
                         write(path, shot)
                     done.rows.extend(shot.rows)
-                    done.shown[problem.name, Entry(c.library, c.name, c.grid), job.budget] = shot.shown
+                    done.shown[problem.name, named(c), job.budget] = shot.shown
                     bar.update(40 if job.budget < 1 else int(job.budget))
     except BaseException as error:
         error.partial = done  # type: ignore[attr-defined]

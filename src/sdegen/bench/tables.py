@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from sdegen.bench.contenders import Contender
 from sdegen.bench.rows import Rows
 
 Row = dict[str, Any]
@@ -39,6 +40,11 @@ class Entry(NamedTuple):
 def entry(row: Row) -> Entry:
     """The contender of a row."""
     return Entry(row["library"], row["solver"], row["grid"])
+
+
+def named(contender: Contender) -> Entry:
+    """The place of a contender."""
+    return Entry(contender.library, contender.name, contender.grid)
 
 
 def short(value: float) -> str:
@@ -109,15 +115,27 @@ def _ranked(rows: Rows) -> list[Entry]:
     return sorted(found, key=rank)
 
 
+class Line(NamedTuple):
+    """A contender, and what a table says of it at each budget; None where it has none."""
+
+    entry: Entry
+    cells: list[Any]
+
+
 class Sheet(NamedTuple):
-    """A table: what it is of, its headings, and lines of cells."""
+    """A table: what it is of, its headings, and its lines."""
 
     title: str
     head: list[str]
-    lines: list[list[str]]
+    lines: list[Line]
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """The lines of a table whose cells are texts, with the names of the contenders."""
+        return [[str(line.entry), *(cell or "" for cell in line.cells)] for line in self.lines]
 
 
-Cell = Callable[[Row], str]
+Cell = Callable[[Row], Any]
 
 
 def plain(row: Row) -> str:
@@ -149,10 +167,7 @@ def sheets(rows: Rows, cell: Cell) -> list[Sheet]:
 def _sheet(title: str, rows: Rows, cell: Cell) -> Sheet:
     budgets = sorted(rows.each("budget"), reverse=min(rows.each("budget")) < 1)
     place = {(entry(row), row["budget"]): row for row in rows}
-    lines = []
-    for e in ranked(rows):
-        cells = [cell(place[e, b]) if (e, b) in place else "" for b in budgets]
-        lines.append([str(e), *cells])
+    lines = [Line(e, [cell(place[e, b]) if (e, b) in place else None for b in budgets]) for e in ranked(rows)]
     return Sheet(title, ["solver", *(budget(b) if b < 1 else f"NFE {b:g}" for b in budgets)], lines)
 
 
@@ -160,10 +175,11 @@ def text(rows: Rows) -> str:
     """All tables for a terminal: a value, in parentheses its floor, and a star where exact samples show as much."""
     parts = []
     for sheet in sheets(rows, plain):
-        widths = [max(len(line[i]) for line in [sheet.head, *sheet.lines]) for i in range(len(sheet.head))]
+        lines = sheet.texts
+        widths = [max(len(line[i]) for line in [sheet.head, *lines]) for i in range(len(sheet.head))]
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
         parts.append(
-            "\n".join([sheet.title, rule, _line(sheet.head, widths), rule, *(_line(x, widths) for x in sheet.lines)])
+            "\n".join([sheet.title, rule, _line(sheet.head, widths), rule, *(_line(x, widths) for x in lines)])
         )
     if not parts:
         return "no rows"
@@ -184,7 +200,7 @@ def markdown(rows: Rows, level: str = "###") -> str:
     """All tables as Markdown under headings of a level, with intervals."""
     parts = []
     for sheet in sheets(rows, full):
-        lines = [sheet.head, ["---"] * len(sheet.head), *sheet.lines]
+        lines = [sheet.head, ["---"] * len(sheet.head), *sheet.texts]
         parts.append("\n".join([f"{level} {sheet.title}", "", *("| " + " | ".join(line) + " |" for line in lines)]))
     return "\n\n".join([*parts, ""])
 

@@ -76,16 +76,25 @@ def target(problem: Problem, metrics: Sequence[Metric], n: int, seed: int, batch
 
 def references(problem: Problem, n: int, seed: int, batch_size: int | None) -> tuple[Tensor, Tensor]:
     """Where a tight and a less tight solve take the noise of `seed`, `[n, *S]` each."""
-    dtype = place(problem.model, problem.dtype, None)[0]
-    tight = max(TIGHT, ROUNDINGS * torch.finfo(widen(torch.empty(0, dtype=dtype)).dtype).eps)
-    solver = adaptive_default(problem.model)
-    ends = [drawn(problem, n, seed, batch_size, solver=solver, tol=tol).x for tol in (tight, LOOSER * tight)]
+    tight = tightest(problem, TIGHT)
+    ends = [solved(problem, n, seed, batch_size, tol) for tol in (tight, LOOSER * tight)]
     if not all(bool(x.isfinite().all()) for x in ends):
         raise InvalidArgumentError(
             f"{problem.name}: the reference for rmse, a solve to {tight:g}, has samples that are not finite; look at "
             "the model with sdegen.testing.audit, or leave rmse out"
         )
     return ends[0], ends[1]
+
+
+def tightest(problem: Problem, tol: float) -> float:
+    """A tolerance, or so many roundings of the problem's states if that is more."""
+    dtype = place(problem.model, problem.dtype, None)[0]
+    return max(tol, ROUNDINGS * torch.finfo(widen(torch.empty(0, dtype=dtype)).dtype).eps)
+
+
+def solved(problem: Problem, n: int, seed: int, batch_size: int | None, tol: float) -> Tensor:
+    """Where adaptive steps to a tolerance take the noise of `seed`, `[n, *S]`."""
+    return drawn(problem, n, seed, batch_size, solver=adaptive_default(problem.model), tol=tol).x
 
 
 def exact(problem: Problem, n: int, seed: int, sets: int = 8) -> tuple[Tensor | None, Tensor | None]:
