@@ -16,7 +16,7 @@ import torch
 
 import sdegen as sd
 from benchmarks.page import arguments, publish
-from sdegen import methods
+from sdegen.solvers import methods
 from sdegen.testing import check_solver
 from sdegen.testing.catalogue import public, variants
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import sdegen as sd
-from sdegen import active
-from sdegen.control.adaptive import RUNNING
+from sdegen.loop import queue as active
+from sdegen.loop.pace import RUNNING
 from sdegen.solvers.tableaus import BOGACKI_SHAMPINE, DOPRI5, DOPRI8, HEUN_EULER, RK4, TSIT5
 from sdegen.testing.problems import PROBLEMS
 
@@ -140,7 +140,7 @@ def test_general_flows_and_equations_of_matrices():
     """Critically damped Langevin dynamics: its probability flow has no frame but TIME, and two kinds of states."""
     sde = sd.CLD()
     law = sde.lift(sd.GaussianMixture([[-1.0], [1.0]], stds=[0.3, 0.2]))
-    flow = sde.probability_flow(sde.score(law))
+    flow = sde.probability_flow(law.score(sde))
     x = sde.prior(sd.noise.seeds(0, 24), (2,)).double()
     exact = sd.solve(flow, x, sd.PI(rtol=1e-10, atol=1e-10), sd.dopri8(sd.TIME)).x
     for solver in (sd.dopri5(sd.TIME), sd.Adams(frame=sd.TIME)):
@@ -310,7 +310,7 @@ def test_conditions_follow_their_samples():
 
 def test_one_look_at_the_device_per_chunk(monkeypatch):
     """Without what a CPU is read for freely, a chunk of attempts costs one transfer of the statuses."""
-    for name in ("sdegen.active.readable", "sdegen.solvers.adams.readable"):
+    for name in ("sdegen.loop.queue.readable", "sdegen.solvers.adams.readable"):
         monkeypatch.setattr(name, lambda *_: False)
     model, x = mixture().score(sd.VP()), start(sd.VP(), 8)
     feed = active.Feed(8, lambda i: model, lambda i: x[i], lambda i: None)

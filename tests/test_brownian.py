@@ -7,6 +7,7 @@ import functools
 import gc
 import math
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,9 +18,10 @@ from torch._subclasses import FakeTensorMode
 import sdegen as sd
 from sdegen import noise as noises
 from sdegen import testing
-from sdegen.brownian import Brownian, data_clock, sigma_clock
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.sde import Level
+from sdegen.level import Level
+from sdegen.noise.brownian import Brownian
+from sdegen.solvers.eta import data_clock, sigma_clock
 
 F64 = torch.float64
 GENERAL = sd.SDE.from_functions(lambda x, t: -x, lambda x, t: torch.ones_like(t), t_min=-1.0, t_max=3.0)
@@ -72,7 +74,7 @@ def test_the_covariance_is_that_of_brownian_motion(process, clock, depth, monkey
         shares = [0.0, 1.0, 0.5, 0.26, 1 / 3, 0.7, 0.9, 0.04, 0.14, 0.21, 0.84]  # one to a cell
     units = Units()
     units.rows = 12 * (depth + 2)
-    monkeypatch.setattr(noises, "normals", units)
+    monkeypatch.setattr(sys.modules["sdegen.noise.normals"], "normals", units)
     path = Brownian(torch.zeros(units.rows, dtype=torch.int64), process, clock=clock, depth=depth)
     x = torch.zeros(units.rows, 1, dtype=F64)
     first = level(process, 0.0)
@@ -95,7 +97,7 @@ def test_inside_of_a_cell_the_variance_is_at_most_one(monkeypatch):
     """And falls to zero with the step, so that a step that is shortened ever more sees a smooth path."""
     units = Units()
     units.rows = 200
-    monkeypatch.setattr(noises, "normals", units)
+    monkeypatch.setattr(sys.modules["sdegen.noise.normals"], "normals", units)
     path = Brownian(torch.zeros(200, dtype=torch.int64), span=(0.0, 1.0), depth=3)
     x = torch.zeros(200, 1, dtype=F64)
     at = [GENERAL.level(v) for v in (0.2501, 0.28, 0.31, 0.3100001, 0.374)]

@@ -11,11 +11,13 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import sdegen as sd
-from sdegen import fitting, knots, pilot
-from sdegen.calibrate import calibrate
-from sdegen.control import Fixed
-from sdegen.plan import Plan
-from sdegen.solve import run
+from sdegen.calibration import fit as fitting
+from sdegen.calibration import levels as knots
+from sdegen.calibration import pilot
+from sdegen.calibration.calibrate import calibrate
+from sdegen.calibration.plan import Plan
+from sdegen.loop.control import Fixed
+from sdegen.loop.fixed import run
 
 F64 = torch.float64
 TENSORS = ("lams", "wants", "weights", "orders", "errors")

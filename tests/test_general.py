@@ -11,9 +11,10 @@ import torch
 
 import sdegen as sd
 from sdegen import noise as noises
-from sdegen.brownian import Brownian, data_clock, sigma_clock
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.sde import ForwardSDE
+from sdegen.noise.brownian import Brownian
+from sdegen.processes.sde import ForwardSDE
+from sdegen.solvers.eta import data_clock, sigma_clock
 from sdegen.testing.laws import path_error
 
 F64 = torch.float64

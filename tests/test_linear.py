@@ -12,10 +12,10 @@ import torch
 import sdegen as sd
 from sdegen import noise as noises
 from sdegen import testing
-from sdegen.brownian import Brownian
 from sdegen.errors import InvalidArgumentError
-from sdegen.linear import CLD, OU, LinearSDE
-from sdegen.sde import Level
+from sdegen.level import Level
+from sdegen.noise.brownian import Brownian
+from sdegen.processes.linear import CLD, OU, LinearSDE
 
 F64 = torch.float64
 TURN = [[-0.3, 2.0, 0.0], [-2.0, -0.3, 0.5], [0.0, 0.1, -1.5]]
@@ -144,7 +144,7 @@ def test_priors():
 def test_the_score_is_the_gradient_of_the_log_density(sde, kind):
     n = 2 if kind == "stds" else 1
     data = mixture(len(sde.A) * n, kind)
-    score, x = sde.score(data), 1.5 * noises.normals(noises.seeds(4, 6), (len(sde.A) * n,), (5, 0, 0, 0), dtype=F64)
+    score, x = data.score(sde), 1.5 * noises.normals(noises.seeds(4, 6), (len(sde.A) * n,), (5, 0, 0, 0), dtype=F64)
     times = [sde.t_min + share * (sde.t_max - sde.t_min) for share in (0.0, 0.01, 0.3, 1.0)]
     for t in times:
         law, leaf = sde.marginal(data, t), x.clone().requires_grad_()
@@ -164,9 +164,9 @@ def test_the_suite_of_sdes():
     """The forward and the reverse Fokker-Planck equations among others, at the exact density."""
     sde = SDES["CLD, clocked"]
     data = sde.lift(sd.GaussianMixture([[-1.0, 0.5], [0.7, -0.4]], stds=0.3))
-    testing.check_sde(sde, shape=(2, 2), log_prob=sde.score(data).log_prob)
+    testing.check_sde(sde, shape=(2, 2), log_prob=data.score(sde).log_prob)
     mixed = LinearSDE([[-1.0, 2.0], [-0.5, -0.2]], [[1.0, 0.0], [0.4, 0.3]], lambda t: 1 + t)
-    testing.check_sde(mixed, shape=(2,), log_prob=mixed.score(mixture(2)).log_prob)
+    testing.check_sde(mixed, shape=(2,), log_prob=mixture(2).score(mixed).log_prob)
 
 
 @pytest.mark.parametrize("kind", ["isotropic", "diagonal", "full"])
@@ -243,7 +243,7 @@ def test_reverse_solvers_sample_the_mixture(name, kind):
     data = sde.lift(sd.GaussianMixture([[-1.5], [1.0]], stds=0.4, weights=[1.0, 2.0])) if kind == "CLD" else mixture(3)
     first, last = sde.t_max, sde.t_min + 1e-3
     x = sde.marginal(data, first).sample(N, seed=1).reshape(N, *data.shape)
-    model = sde.reverse(sde.score(data), eta)
+    model = sde.reverse(data.score(sde), eta)
     times = sde.t_min + torch.linspace(1, 0, steps + 1, dtype=F64) ** 2 * (first - last) + 1e-3
     times[0] = first
     out = law_of(model, x, times, solver, sd.White(noises.seeds(2, N))).flatten(1)
@@ -267,7 +267,7 @@ def test_euler_maruyama_converges_to_the_exact_law():
             z[k : k + 2] = torch.eye(2, dtype=F64)
             return z.reshape(x.shape)
 
-        model = sde.reverse(sde.score(data))
+        model = sde.reverse(data.score(sde))
         out = law_of(model, x.reshape(-1, 2, 1), times, sd.euler_maruyama(), noise).flatten(1)
         moved = out[1:] - out[0]
         away = (out[0] - data.mean().flatten()).norm() + (moved.mT @ moved - data.cov()).norm()
@@ -293,7 +293,7 @@ def test_torchsde_agrees_step_by_step():
     torchsde = pytest.importorskip("torchsde")
     sde = SDES["CLD"]
     data = sde.lift(sd.GaussianMixture([[-1.5], [1.0]], stds=0.4))
-    model = sde.reverse(sde.score(data))
+    model = sde.reverse(data.score(sde))
     x = sde.prior(noises.seeds(0, 5), (2, 1), F64)
     noise = Brownian(noises.seeds(1, 5), sde)
 
@@ -318,7 +318,7 @@ def test_copies_and_precision():
     sde = SDES["CLD"]
     data = sde.lift(sd.GaussianMixture([[-1.0, 0.5]], stds=0.3))
     x = noises.normals(noises.seeds(0, 3), (2, 2), (5, 0, 0, 0), dtype=torch.float32)
-    score = sde.score(data)
+    score = data.score(sde)
     for twin in (copy.deepcopy(score), pickle.loads(pickle.dumps(score))):
         assert torch.equal(twin(x, at(0.3)), score(x, at(0.3)))
     exact = sde.reverse(score).drift(x.double(), at(0.3))
@@ -342,5 +342,5 @@ def test_mistakes():
     with pytest.raises(InvalidArgumentError, match="swap"):
         CLD().transition(0.5, 0.2)
     with pytest.raises(InvalidArgumentError, match="multiple of 2"):
-        CLD().score(sd.Gaussian([0.0], std=1.0))
+        sd.Gaussian([0.0], std=1.0).score(CLD())
     assert isinstance(CLD().level(0.5), Level)

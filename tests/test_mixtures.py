@@ -18,11 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sdegen import noise
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.mixtures import Gaussian, GaussianMixture
-from sdegen.model import ScoreModel, plane
-from sdegen.process import Level, Process
-from sdegen.processes import EDM, VE, VP, Cosine, Flow, SubVP
-from sdegen.spectra import Spectral
+from sdegen.processes.process import Level, Process
+from sdegen.processes.schedules import EDM, VE, VP, Cosine, Flow, SubVP
+from sdegen.scores.low_rank import Spectral
+from sdegen.scores.mixtures import Gaussian, GaussianMixture
+from sdegen.scores.model import ScoreModel, plane
 
 F64 = torch.float64
 U = 2.0**-53

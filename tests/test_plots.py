@@ -214,7 +214,7 @@ def test_a_score_field_shows_the_density_below():
     alone = plots.density(PLANE, (-3, 3), level=level)
     assert np.array_equal(ax.collections[0].levels, alone.collections[0].levels)
     linear = sd.OU()
-    exact = linear.score(PLANE)
+    exact = PLANE.score(linear)
     plots.score_field(exact, linear.level(0.3), (-3, 3), law=exact)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from problems import F64, FRAMES, PROCESSES, gaussian, lam_grid, mixture
 
 import sdegen as sd
-from sdegen.quadrature import FAR, phi, quadrature
+from sdegen.solvers.quadrature import FAR, phi, quadrature
 
 EPS = torch.finfo(F64).eps
 PLANE = {name: frame for name, frame in FRAMES.items() if name != "TIME"}

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sdegen as sd
-from sdegen import noise, processes
-from sdegen.process import check_levels
+from sdegen import noise
+from sdegen.processes import schedules as processes
+from sdegen.processes.process import check_levels
+from sdegen.solvers import methods as names
 from sdegen.testing import catalogue, recipes, strategies
 from sdegen.testing.calls import make, spell, told
 from sdegen.testing.recipes import (
@@ -629,7 +631,7 @@ def test_every_frame_and_solver_appears() -> None:
     assert {f.sigma_data for f in frames if hasattr(f, "sigma_data")} == {0.5, 1.0, 3.0}
     assert all(f in shipped for f in draw(strategies.frames(options=False), 50))
     families = {name: " ".join(map(repr, found)) for name, found in catalogue.solver_families().items()}
-    methods = [n for n, f in vars(sd.methods).items() if inspect.isfunction(f) and f.__module__ == sd.methods.__name__]
+    methods = [n for n, f in vars(names).items() if inspect.isfunction(f) and f.__module__ == names.__name__]
     assert all(f"sd.{name}(" in families["methods"] for name in methods if not name.startswith("_"))
     classes = {"Multistep", "RungeKutta", "PC", "Langevin", "BatchCoupledLangevin", "EulerMaruyama", "ReverseDiffusion"}
     assert set(families) >= {"methods", *classes}
@@ -649,8 +651,8 @@ def test_a_new_method_is_drawn_without_being_listed(monkeypatch: pytest.MonkeyPa
         raise AssertionError
 
     for method in (newest, another):
-        method.__module__ = "sdegen.methods"
-        monkeypatch.setattr(f"sdegen.methods.{method.__name__}", method, raising=False)
+        method.__module__ = "sdegen.solvers.methods"
+        monkeypatch.setattr(f"sdegen.solvers.methods.{method.__name__}", method, raising=False)
     found = [s for s in catalogue.solver_families.__wrapped__()["methods"] if "newest" in repr(s)]
     assert sorted(s.order for s in found) == [1, 2, 3, 4, 5]
     assert not any("newest" in repr(s) for s in catalogue.solver_families()["methods"])

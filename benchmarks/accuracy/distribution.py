@@ -22,8 +22,8 @@ from torch import Tensor
 import sdegen as sd
 from benchmarks.page import arguments, publish
 from sdegen import noise as noises
-from sdegen.control import Fixed
-from sdegen.solve import run as solve
+from sdegen.loop.control import Fixed
+from sdegen.loop.fixed import run as solve
 from sdegen.testing.statistics.projections import directions
 
 from . import ours

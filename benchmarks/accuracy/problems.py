@@ -19,10 +19,10 @@ import sdegen as sd
 from sdegen import noise as noises
 from sdegen.bench.denoiser import Denoiser
 from sdegen.bench.problems import clusters, digits, digits_eigen, grid, images, images_eigen, ring, stiff
-from sdegen.control import Fixed
 from sdegen.grids import by_snr, graded
-from sdegen.model import log_sigma_time
-from sdegen.solve import run
+from sdegen.loop.control import Fixed
+from sdegen.loop.fixed import run
+from sdegen.scores.model import log_sigma_time
 
 from . import network
 from .cache import kept

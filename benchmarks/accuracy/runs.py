@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import sdegen as sd
-from sdegen.control import Fixed
-from sdegen.solve import run as solve
+from sdegen.loop.control import Fixed
+from sdegen.loop.fixed import run as solve
 
 from .cache import kept
 from .peers import Peer, distinct, end, versions

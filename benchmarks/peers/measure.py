@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import sdegen as sd
-from sdegen.control import Fixed
-from sdegen.solve import run as solve
+from sdegen.loop.control import Fixed
+from sdegen.loop.fixed import run as solve
 from sdegen.testing.laws import Law, exact_law
 from sdegen.testing.problems import PROBLEMS, by_lam, reference, slope, uneven
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdegen.mixtures import GaussianMixture
+from sdegen.scores.mixtures import GaussianMixture
 from sdegen.testing.laws import Law
 
 CHECK = -0.5

@@ -3,10 +3,9 @@
 import importlib
 from typing import Any
 
-from sdegen import adapters, frames, grids, guidance, model, noise, quadrature
-from sdegen.brownian import Brownian, data_clock, sigma_clock
-from sdegen.calibrate import calibrate
-from sdegen.control import PI, Controller, Fixed, Restart
+from sdegen import adapters, grids, guidance, noise
+from sdegen.calibration.calibrate import calibrate
+from sdegen.calibration.plan import Plan
 from sdegen.errors import (
     InvalidArgumentError,
     InvalidTypeError,
@@ -14,13 +13,33 @@ from sdegen.errors import (
     ScoreShapeError,
     ScoreTypeError,
     SdegenError,
-    SolveError,
 )
-from sdegen.etas import DDIMEta, ERSDEEta, Window
-from sdegen.frames import ANGLE, DATA, FLOW, NOISE, SIGMA, TIME, WIENER, Frame
-from sdegen.guidance import dynamic_threshold, map_data, static_threshold
-from sdegen.linear import CLD, OU, LinearScore, LinearSDE
-from sdegen.methods import (
+from sdegen.guidance.thresholds import dynamic_threshold, map_data, static_threshold
+from sdegen.level import Level
+from sdegen.loop.control import Controller, Fixed, Restart
+from sdegen.loop.fixed import solve
+from sdegen.loop.solution import STOP, Progress, Solution, SolveError, Status
+from sdegen.loop.tolerance import PI
+from sdegen.noise.brownian import Brownian
+from sdegen.noise.normals import NoiseSource, White
+from sdegen.processes.linear import CLD, OU, LinearSDE
+from sdegen.processes.process import Process
+from sdegen.processes.schedules import EDM, VE, VP, Cosine, DiscreteVP, Flow, SubVP
+from sdegen.processes.sde import SDE, ForwardSDE, ReverseSDE
+from sdegen.sampling.sample import edit, encode, sample
+from sdegen.sampling.trajectory import Trajectory
+from sdegen.scores import model
+from sdegen.scores.linear import LinearScore
+from sdegen.scores.mixtures import Gaussian, GaussianMixture
+from sdegen.scores.model import ScoreModel
+from sdegen.solvers import frames, quadrature
+from sdegen.solvers.adams import Adams
+from sdegen.solvers.adaptive import EmbeddedHeun
+from sdegen.solvers.base import OneStep, Solver, Step
+from sdegen.solvers.compose import PC, BatchCoupledLangevin, Langevin
+from sdegen.solvers.eta import DDIMEta, ERSDEEta, Window, data_clock, sigma_clock
+from sdegen.solvers.frames import ANGLE, DATA, FLOW, NOISE, SIGMA, TIME, WIENER, Frame
+from sdegen.solvers.methods import (
     adams,
     adaptive_heun,
     ancestral,
@@ -55,33 +74,13 @@ from sdegen.methods import (
     tsit5,
     unipc,
 )
-from sdegen.mixtures import Gaussian, GaussianMixture
-from sdegen.model import ScoreModel
-from sdegen.moments import Moments
-from sdegen.noise import NoiseSource, White
-from sdegen.plan import Plan
-from sdegen.process import Process
-from sdegen.processes import EDM, VE, VP, Cosine, DiscreteVP, Flow, SubVP
-from sdegen.quadrature import Node, integrate
-from sdegen.sample import edit, encode, sample
-from sdegen.sde import SDE, ForwardSDE, Level, ReverseSDE
-from sdegen.solution import STOP, Progress, Solution, Status
-from sdegen.solve import solve
-from sdegen.solvers.adams import Adams
-from sdegen.solvers.adaptive import EmbeddedHeun
-from sdegen.solvers.base import OneStep, Solver, Step
-from sdegen.solvers.compose import PC, BatchCoupledLangevin, Langevin
+from sdegen.solvers.moment_frame import Moments
 from sdegen.solvers.multistep import Multistep
+from sdegen.solvers.quadrature import Node, integrate
 from sdegen.solvers.renoise import Ancestral, ByLength, Churn, Started
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.singlestep import Singlestep
-from sdegen.solvers.stochastic import (
-    EulerMaruyama,
-    Milstein,
-    ReverseDiffusion,
-    StochasticHeun,
-    StochasticRungeKutta,
-)
+from sdegen.solvers.stochastic import EulerMaruyama, Milstein, ReverseDiffusion, StochasticHeun, StochasticRungeKutta
 from sdegen.solvers.tableaus import (
     BOGACKI_SHAMPINE,
     DOPRI5,
@@ -95,7 +94,6 @@ from sdegen.solvers.tableaus import (
     Tableau,
 )
 from sdegen.tensors import combine
-from sdegen.trajectory import Trajectory
 
 __version__ = "0.1.0"
 

@@ -8,16 +8,13 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
-from torch._subclasses import FakeTensor
 
 if TYPE_CHECKING:
-    from sdegen.solution import Solution
+    pass
 
 
 P = ParamSpec("P")
@@ -48,30 +45,6 @@ class ScoreTypeError(ScoreError, TypeError):
     """A score function returned no tensor, or one of another dtype or device."""
 
 
-class SolveError(SdegenError, RuntimeError):
-    """Some samples of a solve failed; `partial` holds the `Solution` with every finished row."""
-
-    def __init__(self, message: str, partial: Solution) -> None:
-        super().__init__(message)
-        self.partial = partial
-
-    def __reduce__(self) -> tuple[type[SolveError], tuple[str, Solution]]:
-        return type(self), (str(self), self.partial)
-
-
-def readable(x: Tensor) -> bool:
-    """Whether values can be read on the host: not while tracing or capturing, in vmap, of a FakeTensor or on meta."""
-    if torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor):
-        return False
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
-        return False
-    while is_functorch_wrapped_tensor(x):
-        if is_batchedtensor(x):
-            return False
-        x = get_unwrapped(x)
-    return True
-
-
 def hint(name: str, allowed: Sequence[str], otherwise: str) -> str:
     """What to do about an unknown name: the closest allowed one, or all of them after the words `otherwise`."""
     close = difflib.get_close_matches(name, allowed, n=1)
@@ -95,48 +68,6 @@ def strict_keywords(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return call
-
-
-def call_score(
-    function: Callable[..., Any],
-    x: Tensor,
-    time: Tensor,
-    condition: Mapping[str, Any] | None = None,
-    *,
-    cast: bool = False,
-    shape: torch.Size | None = None,
-) -> Tensor:
-    """`function(x, time, **condition)`, checked: a tensor of `shape` (x's unless given), x's dtype, device; x unedited.
-
-    Raises ScoreShapeError, ScoreTypeError, ScoreError. `cast=True` converts another floating dtype instead of refusing.
-    """
-    shape = x.shape if shape is None else shape
-    watch = not torch.compiler.is_compiling() and not x.is_inference()
-    version = x._version if watch else 0
-    out = function(x, time, **(condition or {}))
-    if watch and x._version != version:
-        raise ScoreError(
-            "the score function modified its input x in place; return a new tensor (for example x * 2, not x.mul_(2))"
-        )
-    if not isinstance(out, Tensor):
-        raise ScoreTypeError(f"the score function returned {type(out).__name__}; it must return a torch.Tensor")
-    if out.shape != shape:
-        raise ScoreShapeError(
-            f"the score function returned shape {list(out.shape)} for x of shape {list(x.shape)}; "
-            f"it must return shape {list(shape)}"
-        )
-    if out.device != x.device:
-        raise ScoreTypeError(
-            f"the score function returned a tensor on {out.device} for x on {x.device}; move the network or x"
-        )
-    if out.dtype != x.dtype:
-        if not (cast and out.is_floating_point()):
-            raise ScoreTypeError(
-                f"the score function returned dtype {out.dtype} for x of dtype {x.dtype}; it must return x's dtype "
-                "(ScoreModel(..., cast=True) converts another floating dtype)"
-            )
-        out = out.to(x.dtype)
-    return out
 
 
 def warn_caller(message: str) -> None:

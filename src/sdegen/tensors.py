@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+from torch._subclasses import FakeTensor
 
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreError, ScoreShapeError, ScoreTypeError
 
+T = TypeVar("T")
 _AT_ONCE = 1 << 16
 """How many elements a sum takes at a time on a CPU."""
 
@@ -153,3 +157,151 @@ def check_diffusion(g: Tensor, x: Tensor) -> None:
             f"diffusion(x, t) returned shape {list(g.shape)} for x of shape {list(x.shape)}; allowed are [] or [B] "
             "(scalar), [B, *S] (diagonal) and [B, *S, M] (matrix)"
         )
+
+
+def readable(x: Tensor) -> bool:
+    """Whether values can be read on the host: not while tracing or capturing, in vmap, of a FakeTensor or on meta."""
+    if torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor):
+        return False
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    while is_functorch_wrapped_tensor(x):
+        if is_batchedtensor(x):
+            return False
+        x = get_unwrapped(x)
+    return True
+
+
+def call_score(
+    function: Callable[..., Any],
+    x: Tensor,
+    time: Tensor,
+    condition: Mapping[str, Any] | None = None,
+    *,
+    cast: bool = False,
+    shape: torch.Size | None = None,
+) -> Tensor:
+    """`function(x, time, **condition)`, checked: a tensor of `shape` (x's unless given), x's dtype, device; x unedited.
+
+    Raises ScoreShapeError, ScoreTypeError, ScoreError. `cast=True` converts another floating dtype instead of refusing.
+    """
+    shape = x.shape if shape is None else shape
+    watch = not torch.compiler.is_compiling() and not x.is_inference()
+    version = x._version if watch else 0
+    out = function(x, time, **(condition or {}))
+    if watch and x._version != version:
+        raise ScoreError(
+            "the score function modified its input x in place; return a new tensor (for example x * 2, not x.mul_(2))"
+        )
+    if not isinstance(out, Tensor):
+        raise ScoreTypeError(f"the score function returned {type(out).__name__}; it must return a torch.Tensor")
+    if out.shape != shape:
+        raise ScoreShapeError(
+            f"the score function returned shape {list(out.shape)} for x of shape {list(x.shape)}; "
+            f"it must return shape {list(shape)}"
+        )
+    if out.device != x.device:
+        raise ScoreTypeError(
+            f"the score function returned a tensor on {out.device} for x on {x.device}; move the network or x"
+        )
+    if out.dtype != x.dtype:
+        if not (cast and out.is_floating_point()):
+            raise ScoreTypeError(
+                f"the score function returned dtype {out.dtype} for x of dtype {x.dtype}; it must return x's dtype "
+                "(ScoreModel(..., cast=True) converts another floating dtype)"
+            )
+        out = out.to(x.dtype)
+    return out
+
+
+def check_state(x: Any) -> None:
+    """Raises unless x is a finite floating tensor `[B, *S]` with at least one sample dimension."""
+    if not isinstance(x, Tensor):
+        raise InvalidTypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise InvalidTypeError(f"x must be floating point, got {x.dtype}; convert it, x.float()")
+    if x.ndim < 2:
+        raise InvalidArgumentError(
+            f"x must be [B, *S], a batch and at least one sample dimension, got shape {list(x.shape)}; "
+            "one sample of D numbers is x[None], B samples of one number are x[:, None]"
+        )
+    if readable(x):
+        bad = (~finite_rows(x)).nonzero().flatten().tolist()
+        if bad:
+            raise InvalidArgumentError(f"x is NaN or Inf in rows {bad[:8]} of {x.shape[0]}, before the first step")
+
+
+Numbers: TypeAlias = Any  # a tensor, an array or nested sequences of numbers
+
+
+def tensor(name: str, value: Numbers) -> Tensor:
+    """Real, finite numbers in their own dtype; plain Python numbers are float64."""
+    try:
+        found = torch.as_tensor(value, dtype=None if hasattr(value, "dtype") else torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidTypeError(
+            f"{name} must be a tensor, an array or (nested lists of) numbers, got {type(value).__name__}"
+        ) from error
+    if found.is_complex() or found.dtype == torch.bool:
+        raise InvalidTypeError(f"{name} must be real numbers, got dtype {found.dtype}; convert it to float64")
+    if readable(found) and not bool(found.isfinite().all()):
+        raise InvalidArgumentError(
+            f"{name} must be finite; {int((~found.isfinite()).sum())} of its {found.numel()} numbers are not"
+        )
+    return found.detach()
+
+
+def numbers(name: str, value: Numbers) -> Tensor:
+    """A float64 copy of real, finite numbers."""
+    return tensor(name, value).to(torch.float64, copy=True).contiguous()
+
+
+def mapped(f: Callable[..., Any], *trees: Any) -> Any:
+    """f of the tensors that stand in the same place of every tree; what is no tensor and no tuple is the first's."""
+    if isinstance(trees[0], Tensor):
+        return f(*trees)
+    if isinstance(trees[0], tuple):
+        parts = [mapped(f, *parts) for parts in zip(*trees)]
+        return type(trees[0])(*parts) if hasattr(trees[0], "_fields") else tuple(parts)
+    return trees[0]
+
+
+def keep(accept: bool | Tensor, new: T, old: T) -> T:
+    """`new` in the rows where `accept` `[B]`, `old` in the others; tensors `[]` belong to no row and are new."""
+    if isinstance(accept, bool):
+        return new if accept else old
+    shaped: T = mapped(
+        lambda a, b: torch.where(accept.reshape(-1, *(1,) * (a.ndim - 1)), a, b) if a.ndim else a, new, old
+    )
+    return shaped
+
+
+def rows(tree: T, index: Tensor) -> T:
+    """The rows `index` of every tensor, wherever each lies; tensors `[]` belong to no row."""
+    picked: T = mapped(lambda leaf: leaf[index.to(leaf.device, non_blocking=True)] if leaf.ndim else leaf, tree)
+    return picked
+
+
+def picked(whole: Any, index: Tensor) -> Any:
+    """A model or a noise source for the samples `index`, where it is one that knows its samples; else as it is."""
+    return whole.rows(index) if hasattr(whole, "rows") else whole
+
+
+def spread(tree: T, count: int, device: torch.device) -> T:
+    """Values `[]` or `[count]` as `[count]` on a device."""
+    wide: T = mapped(lambda leaf: leaf.to(device).expand(count), tree)
+    return wide
+
+
+def joined(first: T, second: T) -> T:
+    """The rows of one tree, then those of another of the same structure."""
+    whole: T = mapped(lambda *leaves: cat(leaves) if leaves[0].ndim else leaves[0], first, second)
+    return whole
+
+
+def cat(parts: Sequence[Tensor]) -> Tensor:
+    """Rows after rows. Autocast looks at what `torch.cat` is given, and knows no float16 on a CPU."""
+    kind = parts[0].device.type
+    able = torch.amp.is_autocast_available(kind)  # some devices have no autocast
+    with torch.autocast(kind, enabled=False) if able else contextlib.nullcontext():
+        return torch.cat(list(parts))

@@ -14,15 +14,7 @@ import torch
 
 import sdegen as sd
 from mutation import others, solvers
-from sdegen.testing import (
-    PROBLEMS,
-    Report,
-    check_noise,
-    check_process,
-    check_score_model,
-    check_sde,
-    check_solver,
-)
+from sdegen.testing import PROBLEMS, Report, check_noise, check_process, check_score_model, check_sde, check_solver
 
 
 class Mutant(NamedTuple):

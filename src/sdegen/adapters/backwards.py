@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from sdegen.adapters.common import check_known
-from sdegen.checks import network
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.frames import SIGMA, TIME, Frame
-from sdegen.process import Process
-from sdegen.sde import ForwardSDE, Level, ReverseSDE
+from sdegen.level import Level
+from sdegen.processes.process import Process
+from sdegen.processes.sde import ForwardSDE, ReverseSDE
+from sdegen.scores.model import network
 from sdegen.solvers.base import Reverse
+from sdegen.solvers.frames import SIGMA, TIME, Frame
 from sdegen.tensors import as_time, batch_time, combine, widen
 
 SDE_TYPES = ("ito", "stratonovich")

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdegen.checks import network
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, hint
-from sdegen.frames import TIME, Frame
-from sdegen.process import Process
-from sdegen.sde import SDE, Level, ReverseSDE
-from sdegen.solution import Solution, Status
+from sdegen.level import Level
+from sdegen.loop.solution import Solution, Status
+from sdegen.processes.process import Process
+from sdegen.processes.sde import SDE, ReverseSDE
+from sdegen.scores.model import network
 from sdegen.solvers.base import Reverse
+from sdegen.solvers.frames import TIME, Frame
 
 
 def package(name: str, extra: str) -> Any:

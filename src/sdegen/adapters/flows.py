@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sdegen.checks import network
 from sdegen.errors import InvalidTypeError
-from sdegen.frames import Frame
-from sdegen.sde import Level, ReverseSDE
+from sdegen.level import Level
+from sdegen.processes.sde import ReverseSDE
+from sdegen.scores.model import network
 from sdegen.solvers.base import Reverse, between, check_reverse
+from sdegen.solvers.frames import Frame
 from sdegen.tensors import combine, finite_rows, like, widen
 
 

@@ -21,15 +21,16 @@ from sdegen.adapters.common import (
     package,
 )
 from sdegen.adapters.flows import Flow
-from sdegen.checks import network
-from sdegen.errors import InvalidArgumentError, SolveError
-from sdegen.frames import TIME, Frame, check_frame, refuse_grouped
+from sdegen.errors import InvalidArgumentError
 from sdegen.grids import Grid, by_time, check_steps, check_times, natural
-from sdegen.noise import NoiseSource
-from sdegen.sde import SDE, Level, points
-from sdegen.solution import Status
+from sdegen.level import Level, points
+from sdegen.loop.solution import SolveError, Status
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.sde import SDE
+from sdegen.scores.model import network
 from sdegen.solvers.base import OneStep, Reverse, Solver, Step, check_reverse
-from sdegen.solvers.fused import Known
+from sdegen.solvers.frames import TIME, Frame, check_frame, refuse_grouped
+from sdegen.solvers.table import Known
 
 MAX_STEPS = 10_000
 

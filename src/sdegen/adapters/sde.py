@@ -21,14 +21,15 @@ from sdegen.adapters.common import (
     cut_off,
     package,
 )
-from sdegen.brownian import Brownian
-from sdegen.errors import InvalidArgumentError, SolveError
-from sdegen.frames import SIGMA, TIME, Frame
+from sdegen.errors import InvalidArgumentError
 from sdegen.grids import Grid, natural
-from sdegen.noise import NoiseSource
-from sdegen.sde import Level, check_eta
-from sdegen.solution import Status
+from sdegen.level import Level
+from sdegen.loop.solution import SolveError, Status
+from sdegen.noise.brownian import Brownian
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.sde import check_eta
 from sdegen.solvers.base import OneStep, Reverse, Step, check_reverse, draw
+from sdegen.solvers.frames import SIGMA, TIME, Frame
 from sdegen.tensors import combine, widen
 
 PATHS = ("seeds", "interval")

@@ -20,8 +20,8 @@ from sdegen.bench.runs import Job, Settings, Sweep, collect
 from sdegen.bench.sweep import plan
 from sdegen.bench.targets import metric, most
 from sdegen.errors import InvalidArgumentError
-from sdegen.mixtures import GaussianMixture, MixtureScore
-from sdegen.process import Process
+from sdegen.processes.process import Process
+from sdegen.scores.mixtures import GaussianMixture, MixtureScore
 
 RUNS, CSV, MARKDOWN, PAGE = "runs", "results.csv", "results.md", "index.html"
 

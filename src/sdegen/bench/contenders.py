@@ -13,12 +13,12 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.bench.identity import identity
 from sdegen.bench.problems import Problem
-from sdegen.calibrate import calibrate
-from sdegen.errors import InvalidArgumentError, SolveError
+from sdegen.calibration.calibrate import calibrate
+from sdegen.errors import InvalidArgumentError
 from sdegen.grids import Grid
-from sdegen.model import ScoreModel
-from sdegen.sample import sample
-from sdegen.solution import FAILED, Solution
+from sdegen.loop.solution import FAILED, Solution, SolveError
+from sdegen.sampling.sample import sample
+from sdegen.scores.model import ScoreModel
 from sdegen.solvers.base import Solver
 
 LEAST, MOST = 16, 64

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sdegen.mixtures import GaussianMixture
-from sdegen.model import ScoreModel
-from sdegen.process import Process
+from sdegen.processes.process import Process
+from sdegen.scores.mixtures import GaussianMixture
+from sdegen.scores.model import ScoreModel
 
 
 class Denoiser:

@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sdegen import grids, methods
+from sdegen import grids
 from sdegen.bench.contenders import Calibrated, Contender, Ours
 from sdegen.bench.problems import PROCESSES, Problem, problem
 from sdegen.errors import InvalidArgumentError, SdegenError, hint
 from sdegen.grids import Grid
+from sdegen.solvers import methods
 from sdegen.solvers.base import Solver
 
 _SOLVERS = {

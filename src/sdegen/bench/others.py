@@ -14,8 +14,8 @@ from sdegen import noise as noises
 from sdegen.bench.contenders import Drawn, affordable, idle
 from sdegen.bench.problems import Problem
 from sdegen.grids import Grid
-from sdegen.sde import Level
-from sdegen.starts import place
+from sdegen.level import Level
+from sdegen.scores.model import place
 from sdegen.testing.guards import seeded
 
 

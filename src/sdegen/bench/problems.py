@@ -18,10 +18,10 @@ from sdegen import noise as noises
 from sdegen.bench.denoiser import Denoiser
 from sdegen.bench.robustness import perturbed, reduced
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, hint
-from sdegen.mixtures import GaussianMixture
-from sdegen.model import ScoreModel
-from sdegen.process import Process
-from sdegen.processes import EDM, VE, VP, Flow
+from sdegen.processes.process import Process
+from sdegen.processes.schedules import EDM, VE, VP, Flow
+from sdegen.scores.mixtures import GaussianMixture
+from sdegen.scores.model import ScoreModel
 
 F64 = torch.float64
 PROCESSES: Mapping[str, Callable[[], Process]] = {"VP": VP, "VE": VE, "EDM": EDM, "Flow": Flow}

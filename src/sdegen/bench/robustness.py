@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, hint
-from sdegen.guidance import EditedModel
-from sdegen.process import Process
-from sdegen.sde import Level
+from sdegen.guidance.thresholds import EditedModel
+from sdegen.level import Level
+from sdegen.processes.process import Process
 from sdegen.tensors import like
 
 WHERE: Mapping[str, int] = {"all": 0, "low": 1, "high": -1}

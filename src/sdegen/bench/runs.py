@@ -26,9 +26,9 @@ from sdegen.bench.rows import Rows
 from sdegen.bench.tables import Entry, named
 from sdegen.bench.targets import most, target
 from sdegen.grids import check_steps
+from sdegen.loop.progress import evaluations_bar
 from sdegen.metrics import Metric, Target
-from sdegen.progress import evaluations_bar
-from sdegen.starts import place
+from sdegen.scores.model import place
 from sdegen.testing.guards import peak_memory
 
 SHOWN = 6400

@@ -13,10 +13,10 @@ from sdegen.bench.problems import Problem
 from sdegen.bench.rows import Rows
 from sdegen.bench.runs import Job, Settings, collect
 from sdegen.bench.targets import check, metric
-from sdegen.checks import network
 from sdegen.errors import InvalidArgumentError
 from sdegen.grids import check_steps
 from sdegen.metrics import Metric
+from sdegen.scores.model import network
 from sdegen.solvers.base import Solver
 
 

@@ -12,10 +12,10 @@ from sdegen.bench.contenders import drawn
 from sdegen.bench.problems import Problem
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, SdegenError
 from sdegen.metrics import NAMES, Metric, Target
-from sdegen.mixtures import GaussianMixture
-from sdegen.starts import place
+from sdegen.sampling.tolerance import adaptive_default
+from sdegen.scores.mixtures import GaussianMixture
+from sdegen.scores.model import place
 from sdegen.tensors import widen
-from sdegen.tolerance import adaptive_default
 
 TIGHT, ROUNDINGS = 1e-7, 200.0
 """The tolerance of the reference, or so many roundings of a narrower dtype."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.mixtures import GaussianMixture
+from sdegen.scores.mixtures import GaussianMixture
 
 # A standard deviation added to every pixel (of range [-1, 1]): clusters of 34 to 146 images leave the 64 x 64
 # covariances singular.

@@ -12,13 +12,13 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.demo.digits import Digits
 from sdegen.errors import InvalidArgumentError, hint
-from sdegen.methods import ddim, default, dpmpp, euler_maruyama, pc, unipc
-from sdegen.model import ScoreModel
-from sdegen.processes import VP
-from sdegen.progress import evaluations_bar
-from sdegen.sample import sample
-from sdegen.solution import Progress
+from sdegen.loop.progress import evaluations_bar
+from sdegen.loop.solution import Progress
+from sdegen.processes.schedules import VP
+from sdegen.sampling.sample import sample
+from sdegen.scores.model import ScoreModel
 from sdegen.solvers.base import Solver
+from sdegen.solvers.methods import ddim, default, dpmpp, euler_maruyama, pc, unipc
 
 BUDGETS = (5, 10, 20, 50, 100)
 SAMPLES = 2000

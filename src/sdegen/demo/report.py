@@ -15,11 +15,11 @@ from sdegen import plots
 from sdegen.demo.digits import Digits
 from sdegen.demo.measurements import METHODS, Report, Row
 from sdegen.grids import by_time
-from sdegen.methods import default
-from sdegen.model import ScoreModel
-from sdegen.processes import VP
-from sdegen.sample import sample
-from sdegen.solve import solve
+from sdegen.loop.fixed import solve
+from sdegen.processes.schedules import VP
+from sdegen.sampling.sample import sample
+from sdegen.scores.model import ScoreModel
+from sdegen.solvers.methods import default
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

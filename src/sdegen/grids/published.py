@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.grids.times import check_steps, check_times
-from sdegen.process import Process
-from sdegen.processes import DiscreteVP
-from sdegen.sde import SDE
+from sdegen.processes.process import Process
+from sdegen.processes.schedules import DiscreteVP
+from sdegen.processes.sde import SDE
 
 AYS_SD15 = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 """Align Your Steps for Stable Diffusion 1.5, sigma/alpha (Sabour, Fidler & Kreis 2024, table 3)."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.grids.times import Grid, check_steps, check_times
-from sdegen.process import Process, check_levels
-from sdegen.sde import SDE
+from sdegen.processes.process import Process, check_levels
+from sdegen.processes.sde import SDE
 from sdegen.tensors import as_time
 
 

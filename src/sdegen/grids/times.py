@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, readable
-from sdegen.sde import SDE
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.processes.sde import SDE
+from sdegen.tensors import readable
 
 Grid = Callable[[SDE, int], Tensor]
 

@@ -9,14 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sdegen.covariances import Weights
 from sdegen.errors import InvalidArgumentError
 from sdegen.metrics.base import Features, Parts, Split, features
 from sdegen.metrics.extrapolation import PARTS, check_parts, extrapolated
 from sdegen.metrics.intervals import Interval, Spread, quadratic
 from sdegen.metrics.sums import Summed, SummedSplit, Sums
 from sdegen.metrics.target import F64, Target, checked, chunks, failures, flat
-from sdegen.mixtures import GaussianMixture
+from sdegen.scores.covariances import Weights
+from sdegen.scores.mixtures import GaussianMixture
 
 
 def responsibilities(x: Tensor, law: GaussianMixture) -> Tensor:

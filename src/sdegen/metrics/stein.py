@@ -15,7 +15,7 @@ from sdegen.metrics.base import positive
 from sdegen.metrics.kernels import UMetric
 from sdegen.metrics.target import Target, checked, chunks, failures, flat
 from sdegen.metrics.ustatistics import Estimated, Kernel, one_sample, pair_sums, squares
-from sdegen.mixtures import GaussianMixture
+from sdegen.scores.mixtures import GaussianMixture
 
 _ROWS = 1 << 12
 

@@ -11,17 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.plots.inputs import (
-    Law,
-    Times,
-    around,
-    check_law,
-    check_tensor,
-    level_of,
-    numbers_of,
-    span_of,
-    times_of,
-)
+from sdegen.plots.inputs import Law, Times, around, check_law, check_tensor, level_of, numbers_of, span_of, times_of
 from sdegen.plots.plane import fill
 from sdegen.plots.style import COLOURS, INK, figure, headed, look, plain
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.grids import check_times
-from sdegen.linear import LinearScore
-from sdegen.mixtures import GaussianMixture, MixtureScore
-from sdegen.model import ScoreModel
-from sdegen.sde import Level, check_level
+from sdegen.level import Level, check_level
+from sdegen.scores.linear import LinearScore
+from sdegen.scores.mixtures import GaussianMixture, MixtureScore
+from sdegen.scores.model import ScoreModel
 
 Times: TypeAlias = Tensor | Sequence[float]
 Law: TypeAlias = GaussianMixture | ScoreModel | LinearScore | Callable[..., Tensor]

@@ -13,12 +13,12 @@ from sdegen.grids import check_times
 from sdegen.plots.inputs import Times
 from sdegen.plots.logs import ticks
 from sdegen.plots.style import COLOURS, INK, MUTED, figure, headed, look, plain
-from sdegen.process import Process
+from sdegen.processes.process import Process
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sdegen.plan import Plan
+    from sdegen.calibration.plan import Plan
 
 
 def plan(plan: Plan, ax: Axes | None = None) -> Axes:

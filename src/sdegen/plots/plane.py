@@ -10,14 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdegen.checks import network
-from sdegen.errors import InvalidTypeError, call_score
-from sdegen.model import ScoreModel
+from sdegen.errors import InvalidTypeError
+from sdegen.level import Level, check_level
 from sdegen.plots.inputs import Law, check_law, log_density, mesh, span_of
 from sdegen.plots.style import INK, figure, headed, look, plain, shades
-from sdegen.sde import Level, check_level
-from sdegen.starts import place
-from sdegen.tensors import batch_time
+from sdegen.scores.model import ScoreModel, network, place
+from sdegen.tensors import batch_time, call_score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

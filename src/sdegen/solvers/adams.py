@@ -9,16 +9,17 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, readable
-from sdegen.frames import ANGLE, TIME, Frame, check_frame, log_snr, refuse_grouped
+from sdegen.errors import InvalidArgumentError
 from sdegen.grids import Grid, angular
-from sdegen.noise import NoiseSource
-from sdegen.process import Process
-from sdegen.quadrature import FAR, newton
-from sdegen.sde import SDE, Level, check_eta
+from sdegen.level import Level
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.process import Process
+from sdegen.processes.sde import SDE, check_eta
 from sdegen.solvers.base import OneStep, Reverse, Step, check_reverse, draw
+from sdegen.solvers.frames import ANGLE, TIME, Frame, check_frame, log_snr, refuse_grouped
+from sdegen.solvers.quadrature import FAR, newton
 from sdegen.solvers.starting import Norm, starting_step
-from sdegen.tensors import combine, power, widen
+from sdegen.tensors import combine, power, readable, widen
 
 _ANGLE = ANGLE(variable=log_snr)
 

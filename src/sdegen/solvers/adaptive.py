@@ -8,10 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.frames import TIME, Frame
-from sdegen.noise import NoiseSource
-from sdegen.sde import Level
+from sdegen.level import Level
+from sdegen.noise.normals import NoiseSource
 from sdegen.solvers.base import Reverse, Step
+from sdegen.solvers.frames import TIME, Frame
 from sdegen.solvers.stochastic import StochasticRungeKutta
 from sdegen.tensors import widen
 

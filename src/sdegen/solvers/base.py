@@ -12,9 +12,11 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.grids import Grid, natural
-from sdegen.noise import NoiseSource
-from sdegen.process import Process
-from sdegen.sde import SDE, Level, Model, ReverseSDE
+from sdegen.level import Level
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.process import Process
+from sdegen.processes.sde import SDE, ReverseSDE
+from sdegen.scores.model import Model
 from sdegen.tensors import expect_like, widen
 
 Carry = Any

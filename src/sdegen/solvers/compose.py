@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
 from sdegen.grids import Grid, check_steps, natural
-from sdegen.noise import NoiseSource
-from sdegen.process import Process
-from sdegen.sde import Level, ReverseSDE
+from sdegen.level import Level
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.process import Process
+from sdegen.processes.sde import ReverseSDE
 from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step, draw
 from sdegen.solvers.stochastic import ReverseDiffusion
 from sdegen.tensors import combine, widen

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.etas import of_step
-from sdegen.frames import DATA, Frame, check_frame
 from sdegen.grids import Grid, by_snr
-from sdegen.noise import NoiseSource
-from sdegen.quadrature import FAR, Node, Weights, assemble, weights
-from sdegen.sde import SDE, Level, ReverseSDE, check_eta
+from sdegen.level import Level
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.sde import SDE, ReverseSDE, check_eta
 from sdegen.solvers.base import Reverse, Solver, Step, check_reverse, draw
-from sdegen.solvers.fused import ends, fused, vectorised
+from sdegen.solvers.eta import of_step
+from sdegen.solvers.frames import DATA, Frame, check_frame
+from sdegen.solvers.quadrature import FAR, Node, Weights, assemble, weights
+from sdegen.solvers.table import ends, fused, vectorised
 from sdegen.tensors import widen
 
 

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.frames import SIGMA, TIME, Frame
 from sdegen.grids import Grid, natural
-from sdegen.noise import NoiseSource
-from sdegen.process import Process
-from sdegen.sde import Level, check_eta
+from sdegen.level import Level
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.process import Process
+from sdegen.processes.sde import check_eta
 from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step, check_score_model, draw
 from sdegen.solvers.compose import Branch
-from sdegen.solvers.fused import Ask, Known, Past, asked, ends
+from sdegen.solvers.frames import SIGMA, TIME, Frame
 from sdegen.solvers.multistep import History, Multistep
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.singlestep import Singlestep
+from sdegen.solvers.table import Ask, Known, Past, asked, ends
 from sdegen.solvers.tableaus import HEUN
 from sdegen.tensors import combine, widen
 

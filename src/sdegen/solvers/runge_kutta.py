@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.frames import SIGMA, Frame, check_frame, refuse_grouped
 from sdegen.grids import Grid, karras
-from sdegen.noise import NoiseSource
-from sdegen.sde import SDE, Level, ReverseSDE, points
+from sdegen.level import Level, points
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.solvers.base import OneStep, Reverse, Solver, Step, between, check_reverse
-from sdegen.solvers.fused import Ask, Known, asked, ends, numbers
+from sdegen.solvers.frames import SIGMA, Frame, check_frame, refuse_grouped
 from sdegen.solvers.starting import Norm, starting_step
+from sdegen.solvers.table import Ask, Known, asked, ends, numbers
 from sdegen.solvers.tableaus import HEUN, Tableau
 from sdegen.tensors import combine, like, mean_square
 

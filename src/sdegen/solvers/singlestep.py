@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.etas import ByLevel, of_step
-from sdegen.frames import DATA, Frame, check_frame, refuse_grouped
 from sdegen.grids import Grid, by_snr
-from sdegen.noise import NoiseSource
-from sdegen.process import Process
-from sdegen.quadrature import weights
-from sdegen.sde import Level, ReverseSDE, check_eta, points
+from sdegen.level import Level, points
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.process import Process
+from sdegen.processes.sde import ReverseSDE, check_eta
 from sdegen.solvers.base import OneStep, Reverse, Solver, Step, between, check_reverse, check_score_model, draw
-from sdegen.solvers.fused import Ask, Known, asked, ends, numbers, vectorised
+from sdegen.solvers.eta import ByLevel, of_step
+from sdegen.solvers.frames import DATA, Frame, check_frame, refuse_grouped
+from sdegen.solvers.quadrature import weights
+from sdegen.solvers.table import Ask, Known, asked, ends, numbers, vectorised
 from sdegen.tensors import combine
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sdegen.frames import Frame
-from sdegen.sde import SDE, Level
+from sdegen.level import Level
+from sdegen.processes.sde import SDE
+from sdegen.solvers.frames import Frame
 from sdegen.tensors import combine, power
 
 Norm = Callable[[Tensor, Tensor, Tensor, Level], Tensor]

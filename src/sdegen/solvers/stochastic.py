@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.frames import TIME
 from sdegen.grids import Grid, natural
-from sdegen.noise import NoiseSource
-from sdegen.process import Process
-from sdegen.sde import Level, check_eta
+from sdegen.level import Level
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.process import Process
+from sdegen.processes.sde import check_eta
 from sdegen.solvers.base import OneStep, Reverse, Step, check_reverse, check_score_model, draw
+from sdegen.solvers.frames import TIME
 from sdegen.tensors import combine, diffuse, like, noise_like, widen
 
 

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 import torch
 
 import sdegen as sd
-from sdegen import frames as frames_module
-from sdegen import methods, noise
-from sdegen import processes as processes_module
+from sdegen import noise
 from sdegen.errors import SdegenError
+from sdegen.processes import schedules as processes_module
+from sdegen.solvers import frames as frames_module
+from sdegen.solvers import methods
 from sdegen.testing import recipes
 from sdegen.testing.calls import make, spell, told
 

@@ -18,11 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.control import Fixed
 from sdegen.errors import InvalidArgumentError
-from sdegen.mixtures import GaussianMixture
-from sdegen.process import Process
-from sdegen.sde import Level, Model
+from sdegen.level import Level
+from sdegen.loop.control import Fixed
+from sdegen.processes.process import Process
+from sdegen.scores.mixtures import GaussianMixture
+from sdegen.scores.model import Model
 from sdegen.solvers.base import Solver
 
 F64 = torch.float64

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, hint
-from sdegen.process import Process
-from sdegen.sde import Level, Model
+from sdegen.level import Level
+from sdegen.processes.process import Process
+from sdegen.scores.model import Model
 
 F64 = torch.float64
 

@@ -22,14 +22,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.brownian import Clock
-from sdegen.control import Fixed
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.mixtures import GaussianMixture
-from sdegen.noise import NoiseSource
-from sdegen.process import Process
-from sdegen.sde import Level, Model
-from sdegen.solve import run
+from sdegen.level import Level
+from sdegen.loop.control import Fixed
+from sdegen.loop.fixed import run
+from sdegen.noise.brownian import Clock
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.process import Process
+from sdegen.scores.mixtures import GaussianMixture
+from sdegen.scores.model import Model
 from sdegen.solvers.base import Solver
 
 F64 = torch.float64

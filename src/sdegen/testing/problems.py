@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.control import Fixed
-from sdegen.frames import ANGLE
 from sdegen.grids import graded
-from sdegen.mixtures import Gaussian, GaussianMixture
-from sdegen.process import Process
-from sdegen.processes import DiscreteVP
-from sdegen.sde import SDE
-from sdegen.solve import run
+from sdegen.loop.control import Fixed
+from sdegen.loop.fixed import run
+from sdegen.processes.process import Process
+from sdegen.processes.schedules import DiscreteVP
+from sdegen.processes.sde import SDE
+from sdegen.scores.mixtures import Gaussian, GaussianMixture
+from sdegen.solvers.frames import ANGLE
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.tableaus import RK4
 

@@ -16,7 +16,8 @@ from torch import Tensor
 import sdegen as sd
 from sdegen import noise
 from sdegen.errors import InvalidArgumentError
-from sdegen.sde import SDE, check_span
+from sdegen.level import check_span
+from sdegen.processes.sde import SDE
 from sdegen.testing.calls import Sparse, recipe
 
 __all__ = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sdegen.mixtures import GaussianMixture
-from sdegen.sde import Level
+from sdegen.level import Level
+from sdegen.scores.mixtures import GaussianMixture
 
 F64 = torch.float64
 UNIT = 2.0**-53

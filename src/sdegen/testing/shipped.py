@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import sdegen as sd
-from sdegen import methods as methods_module
+from sdegen.solvers import methods as methods_module
 from sdegen.testing import catalogue
 from sdegen.testing.calls import make
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from sdegen.errors import InvalidTypeError
-from sdegen.process import Process
-from sdegen.sde import SDE
+from sdegen.processes.process import Process
+from sdegen.processes.sde import SDE
 from sdegen.testing.checks import solvers, theorems  # noqa: F401 - they add properties
 from sdegen.testing.checks.claims import SOLVER, claim
 from sdegen.testing.checks.noises import NOISE, sourced

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.control import Fixed
 from sdegen.errors import InvalidArgumentError
-from sdegen.etas import DDIMEta
-from sdegen.frames import TIME
-from sdegen.mixtures import GaussianMixture
-from sdegen.model import ScoreModel
-from sdegen.process import Process
-from sdegen.processes import VP
-from sdegen.sde import Level, Model
-from sdegen.solution import Solution
-from sdegen.solve import run
+from sdegen.level import Level
+from sdegen.loop.control import Fixed
+from sdegen.loop.fixed import run
+from sdegen.loop.solution import Solution
+from sdegen.processes.process import Process
+from sdegen.processes.schedules import VP
+from sdegen.scores.mixtures import GaussianMixture
+from sdegen.scores.model import Model, ScoreModel
 from sdegen.solvers.base import Solver
+from sdegen.solvers.eta import DDIMEta
+from sdegen.solvers.frames import TIME
 from sdegen.testing.problems import PROBLEMS, by_lam, starts
 from sdegen.testing.report import Suite
 

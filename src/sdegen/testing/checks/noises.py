@@ -17,10 +17,10 @@ from torch._subclasses import FakeTensorMode
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidTypeError
-from sdegen.noise import NoiseSource
-from sdegen.process import Process
-from sdegen.processes import VP
-from sdegen.sde import Level
+from sdegen.level import Level
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.process import Process
+from sdegen.processes.schedules import VP
 from sdegen.testing.checks.shared import host_reads, leaves_alone, twins
 from sdegen.testing.guards import differing
 from sdegen.testing.report import Measure, Report, Suite, holds, run

@@ -12,8 +12,9 @@ from torch._subclasses import FakeTensorMode
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidTypeError
-from sdegen.process import Process
-from sdegen.sde import SDE, Level
+from sdegen.level import Level
+from sdegen.processes.process import Process
+from sdegen.processes.sde import SDE
 from sdegen.testing.checks.shared import host_reads, leaves_alone, twins
 from sdegen.testing.problems import PROBLEMS, off_knots
 from sdegen.testing.report import Measure, Report, Suite, holds, run

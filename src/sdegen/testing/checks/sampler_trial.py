@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.mixtures import GaussianMixture
+from sdegen.scores.mixtures import GaussianMixture
 from sdegen.testing.report import Measure
 from sdegen.testing.statistics.bounds import Result
 from sdegen.testing.statistics.sequential import Sampler, Verdict, sequential

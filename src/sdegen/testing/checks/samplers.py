@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.mixtures import GaussianMixture
+from sdegen.scores.mixtures import GaussianMixture
 from sdegen.testing.checks.sampler_trial import Trial, described
 from sdegen.testing.report import Inapplicable, Measure, Report, Suite, holds, run
 from sdegen.testing.statistics import (

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.checks import network
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.mixtures import GaussianMixture
-from sdegen.process import Process
-from sdegen.sde import Level, Model
+from sdegen.level import Level
+from sdegen.processes.process import Process
+from sdegen.scores.mixtures import GaussianMixture
+from sdegen.scores.model import Model, network
 from sdegen.tensors import widen
 from sdegen.testing.checks.shared import host_reads, leaves_alone, twins, working_dtype
 from sdegen.testing.guards import differing

@@ -13,7 +13,8 @@ from torch._subclasses import FakeTensorMode
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.sde import SDE, Level
+from sdegen.level import Level
+from sdegen.processes.sde import SDE
 from sdegen.tensors import gram, noise_like
 from sdegen.testing.checks.shared import host_reads, leaves_alone
 from sdegen.testing.guards import differing

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from sdegen.checks import network
 from sdegen.errors import ScoreTypeError
+from sdegen.scores.model import network
 from sdegen.testing.guards import global_state, nobody_could
 from sdegen.testing.report import Measure, holds
 

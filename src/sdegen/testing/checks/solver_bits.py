@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.sde import Level
+from sdegen.level import Level
 from sdegen.solvers.renoise import Churn
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, network, noisy
 from sdegen.testing.guards import differing

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.grids import check_times
-from sdegen.sde import Level
-from sdegen.solution import Status
+from sdegen.level import Level
+from sdegen.loop.solution import Status
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, network
 from sdegen.testing.checks.shared import leaves_alone, twins
 from sdegen.testing.checks.solver_bits import same

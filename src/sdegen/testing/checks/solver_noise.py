@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.sde import Level
+from sdegen.level import Level
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, mixture_of, noisy
 from sdegen.testing.laws import exact_law
 from sdegen.testing.problems import by_lam, off_knots

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from sdegen import noise as noises
-from sdegen.control import Fixed
-from sdegen.sde import Level
-from sdegen.solve import run
+from sdegen.level import Level
+from sdegen.loop.control import Fixed
+from sdegen.loop.fixed import run
 from sdegen.solvers.base import Step
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, network
 from sdegen.testing.checks.shared import host_reads
@@ -92,7 +92,7 @@ def gradients(subject: Claim) -> Iterator[Measure]:
 
 @SOLVER.states("gradients reach the network's parameters")
 def parameter_gradients(subject: Claim) -> Iterator[Measure]:
-    from sdegen.model import ScoreModel
+    from sdegen.scores.model import ScoreModel
 
     x = subject.start(2)
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.mixtures import Gaussian, GaussianMixture
-from sdegen.process import Process
-from sdegen.sde import Level
+from sdegen.level import Level
+from sdegen.processes.process import Process
+from sdegen.scores.mixtures import Gaussian, GaussianMixture
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, deterministic, mixture_of
 from sdegen.testing.laws import exact_law
 from sdegen.testing.problems import by_lam, slope

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sdegen.process import Process
+from sdegen.processes.process import Process
 from sdegen.testing.checks.claims import SOLVER, Claim, claim
 from sdegen.testing.report import Report, run
 

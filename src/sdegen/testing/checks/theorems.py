@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError
-from sdegen.mixtures import GaussianMixture
-from sdegen.process import Process
-from sdegen.sde import Level
+from sdegen.level import Level
+from sdegen.processes.process import Process
+from sdegen.scores.mixtures import GaussianMixture
 from sdegen.testing.checks.scores import SCORE, At, Scored, known, points
 from sdegen.testing.problems import off_knots
 from sdegen.testing.report import Inapplicable, Measure

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.mixtures import GaussianMixture
-from sdegen.model import ScoreModel
-from sdegen.sde import Level
+from sdegen.level import Level
+from sdegen.scores.mixtures import GaussianMixture
+from sdegen.scores.model import ScoreModel
 from sdegen.testing.checks.shared import working_dtype
 from sdegen.testing.diagnosis.findings import WORSE, AuditRow, Finding, find
 from sdegen.testing.diagnosis.hypotheses import Batch, Reading, Score, linear_loss, over, scores

@@ -9,10 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.checks import network
-from sdegen.model import ScoreModel
-from sdegen.process import Process
-from sdegen.sde import Level
+from sdegen.level import Level
+from sdegen.processes.process import Process
+from sdegen.scores.model import ScoreModel, network
 from sdegen.testing.diagnosis.hypotheses import Batch, Reading, over
 
 

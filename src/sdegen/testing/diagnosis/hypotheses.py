@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.model import ScoreModel, convert, level_time, log_sigma_time, plane, sigma_time
-from sdegen.process import Process
-from sdegen.processes import EDM, VE, VP, Cosine, DiscreteVP, Flow
-from sdegen.sde import Level
+from sdegen.level import Level
+from sdegen.processes.process import Process
+from sdegen.processes.schedules import EDM, VE, VP, Cosine, DiscreteVP, Flow
+from sdegen.scores.model import ScoreModel, convert, level_time, log_sigma_time, plane, sigma_time
 from sdegen.tensors import combine
 
 F64 = torch.float64

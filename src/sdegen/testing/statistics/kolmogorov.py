@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdegen.mixtures import GaussianMixture
+from sdegen.scores.mixtures import GaussianMixture
 from sdegen.testing.statistics.bounds import Result, forgiven, within
 from sdegen.testing.statistics.projections import F64, Marginals, checked, chosen, marginals, project, rounding
 

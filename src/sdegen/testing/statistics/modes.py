@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.covariances import Weights
 from sdegen.errors import InvalidArgumentError
-from sdegen.mixtures import GaussianMixture
+from sdegen.scores.covariances import Weights
+from sdegen.scores.mixtures import GaussianMixture
 from sdegen.testing.statistics.bounds import Result, escaped, forgiven, kl, unlikely
 from sdegen.testing.statistics.projections import F64, checked
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.mixtures import GaussianMixture
+from sdegen.scores.mixtures import GaussianMixture
 from sdegen.testing.statistics.bounds import Result, bisect, forgiven
 from sdegen.testing.statistics.projections import Marginals, checked, chosen, marginals, project, rounding
 

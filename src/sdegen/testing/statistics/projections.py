@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.covariances import Diagonal, Isotropic
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.metrics.projections import chosen, directions, project
-from sdegen.mixtures import GaussianMixture
-from sdegen.spectra import FactorDiagonal, Spectral
+from sdegen.scores.covariances import Diagonal, Isotropic
+from sdegen.scores.low_rank import FactorDiagonal, Spectral
+from sdegen.scores.mixtures import GaussianMixture
 
 F64 = torch.float64
 _BUDGET = 1 << 22

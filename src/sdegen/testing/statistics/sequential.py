@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError
-from sdegen.mixtures import GaussianMixture
+from sdegen.scores.mixtures import GaussianMixture
 from sdegen.testing.statistics.bounds import Result, rate
 
 Sampler = Callable[[int, int], Tensor]

@@ -1,0 +1,315 @@
+r"""Plans: a fixed grid and one linear combination per step, all in plain tensors, for every process and condition.
+
+In `y = x/alpha` every process has the same probability flow at the same log-SNR, and there
+
+    y_{k+1} = w_{k,0} y_k + sum_{j<=k} w_{k,1+j} F_j,    F_j = p_j data + q_j noise, predicted at (y_j, lam_j)
+
+is any deterministic linear multistep method with one evaluation a step. A corrector that reuses the evaluation of the
+next step is one too: the corrected y is linear in the predicted one and the F, so it is folded into the weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.grids import Grid
+from sdegen.level import Level, points
+from sdegen.noise.normals import NoiseSource
+from sdegen.processes.process import Process
+from sdegen.processes.sde import SDE
+from sdegen.scores.model import convert, plane
+from sdegen.solvers.base import Reverse, Solver, Step, check_score_model
+from sdegen.solvers.frames import DATA
+from sdegen.solvers.table import Ask, Known, asked, ends
+from sdegen.tensors import combine, readable, widen
+
+_FORMAT = "sdegen plan 1"
+_CLOSE = 1e-5
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan:
+    """A solver with its own grid: `sd.sample(model, shape, solver=plan)`; made by `sd.calibrate` or `Plan.of`.
+
+    lams `[n + 1]`: the levels as `log(alpha/sigma)`, increasing (towards data). wants `[n, 2]`: what the network is
+    asked for at each level but the last, `p data + q noise`. weights `[n, 1 + n]`: of y and of the values so far, in
+    `y = x/alpha`, zero for values to come. orders `[n]`: the order of each step's predictor, 0 where its weights were
+    fitted. errors `[n]`: the estimated mean error of y at the end of each step, the last one that of the samples; NaN
+    where it was not estimated. scale: the data's standard deviation as the pilot saw it. spent: network evaluations
+    that calibration took. Float64, on the host.
+
+    Deterministic, one evaluation a step. The same on every process whose levels reach from `lams[0]` to `lams[-1]`,
+    under conditions and guidance. Raises InvalidArgumentError on tensors that are no plan.
+    """
+
+    lams: Tensor
+    wants: Tensor
+    weights: Tensor
+    orders: Tensor
+    errors: Tensor
+    scale: float = math.nan
+    spent: int = 0
+
+    def __post_init__(self) -> None:
+        n = len(self.weights)
+        shapes = {"lams": (n + 1,), "wants": (n, 2), "weights": (n, n + 1), "orders": (n,), "errors": (n,)}
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            dtype = torch.int64 if name == "orders" else torch.float64
+            if not isinstance(value, Tensor) or value.dtype != dtype or value.device.type != "cpu":
+                raise InvalidTypeError(f"a plan's {name} must be a {dtype} tensor on the CPU, got {value!r}")
+            if value.shape != shape or n == 0:
+                raise InvalidArgumentError(f"a plan's {name} must have shape {list(shape)}, got {list(value.shape)}")
+            if name != "errors" and not bool(value.isfinite().all()):
+                raise InvalidArgumentError(f"a plan's {name} must be finite, got {value.tolist()}")
+        if bool((self.lams.diff() <= 0).any()):
+            raise InvalidArgumentError(f"a plan's lams must increase (towards data), got {self.lams.tolist()}")
+        if bool(self.weights.triu(2).any()):
+            raise InvalidArgumentError("a plan's weights must be zero for values that do not exist yet")
+
+    @property
+    def steps(self) -> int:
+        """How many steps, and evaluations, the plan has."""
+        return len(self.weights)
+
+    @property
+    def planned(self) -> int:
+        """`steps`, for `sample` to take where none are given."""
+        return self.steps
+
+    @property
+    def error(self) -> float:
+        """The estimated mean error of samples: root mean square over elements, mean over samples; NaN if unknown."""
+        return float(self.errors[-1])
+
+    @property
+    def evals(self) -> int:
+        """One network evaluation per step."""
+        return 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def memory(self) -> int:
+        """How many past evaluations are carried: all."""
+        return self.steps - 1
+
+    @property
+    def grid(self) -> Grid:
+        """The plan's own times, `grid(process, n)`; n must be the plan's number of steps, or None."""
+        return self._times
+
+    def _times(self, process: SDE, n: int | None = None) -> Tensor:
+        if not isinstance(process, Process):
+            raise InvalidTypeError(f"a plan needs a Process with alpha and sigma, got {process}")
+        if n is not None and n != self.steps:
+            raise InvalidArgumentError(f"this plan has {self.steps} steps, got steps={n}: leave steps out")
+        limits = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+        reach = process.level(limits).lam
+        if not readable(reach):
+            return process.at(self.lams).t
+        if bool(self.lams[0] < reach[0] - _CLOSE) or bool(self.lams[-1] > reach[1] + _CLOSE):
+            raise InvalidArgumentError(
+                f"this plan's log-SNRs run from {float(self.lams[0]):.4g} to {float(self.lams[-1]):.4g} and those of "
+                f"{process} only from {float(reach[0]):.4g} to {float(reach[1]):.4g}: calibrate on this process, or "
+                "set its t_min and t_max"
+            )
+        times = process.at(self.lams.clamp(float(reach[0]), float(reach[1]))).t
+        for end, here in ((0, 0), (-1, 1)):
+            if abs(float(self.lams[end] - reach[here])) <= _CLOSE:
+                times[end] = limits[here]
+        return times
+
+    def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
+        """The steps on a grid whose levels `[n + 1]` are the plan's own, with plain numbers for weights.
+
+        Raises InvalidArgumentError on other levels.
+        """
+        model = check_score_model(self, model)
+        lams = levels.lam
+        if lams.shape != self.lams.shape or bool(((lams - self.lams).abs() > _CLOSE).any()):
+            raise InvalidArgumentError(
+                f"these {len(lams) - 1} steps from log-SNR {float(lams[0]):.4g} to {float(lams[-1]):.4g} are not the "
+                f"plan's own {self.steps} from {float(self.lams[0]):.4g} to {float(self.lams[-1]):.4g}: give no grid "
+                "and no steps, or plan.grid(process, None) where times are asked for (a plan runs only towards data)"
+            )
+        now, _ = ends(levels)
+        asks = asked(model, now, (self.wants[:, 0], self.wants[:, 1]))
+        table = self._in_x(levels)
+        return [Planned(self, ask, tuple(row[: k + 2])) for k, (ask, row) in enumerate(zip(asks, table.tolist()))]
+
+    def _in_x(self, levels: Level) -> Tensor:
+        """The weights for x instead of y, `[n, 1 + n]`."""
+        scaled = levels.alpha[1:, None] * self.weights
+        return torch.cat([scaled[:, :1] / levels.alpha[:-1, None], scaled[:, 1:]], 1)
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[Tensor, ...]:
+        """Past values, newest first: none yet, so zeros."""
+        check_score_model(self, model)
+        return tuple(torch.zeros_like(widen(x)) for _ in range(self.memory))
+
+    def step(
+        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[Tensor, ...], noise: NoiseSource | None
+    ) -> Step:
+        """Evaluate at x, combine; the step's place in the plan is that of the level nearest to `now`."""
+        place = (self.lams[:-1] - now.lam.to("cpu")[..., None]).abs().argmin(-1)
+        flat = place.reshape(-1)
+        p, q = (v.reshape(place.shape) for v in self.wants.index_select(0, flat).unbind(-1))
+        value = widen(model(x, now, (p, q)))  # type: ignore[operator]
+        rows = self._newest_first.index_select(0, flat).reshape(*place.shape, -1)
+        newest_first = (rows * next.alpha[..., None]).unbind(-1)
+        out = combine((newest_first[0] / now.alpha, x), *zip(newest_first[1:], (value, *carry)))
+        return Step(out.to(x.dtype), (value, *carry)[: self.memory])
+
+    @functools.cached_property
+    def _newest_first(self) -> Tensor:
+        """The weights with those of the values from the newest on, `[n, 1 + n]`."""
+        n = self.steps
+        back = torch.arange(n)[:, None] - torch.arange(n)
+        known = torch.where(back >= 0, self.weights[:, 1:].gather(1, back.clamp(min=0)), 0.0)
+        return torch.cat([self.weights[:, :1], known], 1)
+
+    @staticmethod
+    def of(solver: Solver, process: Process, times: Tensor | int = 20) -> Plan:
+        """The plan that takes the steps of a deterministic multistep solver on its grid, or on `times` `[n + 1]`.
+
+        Found by running it on symbols, so for any solver whose step is linear in x and the predictions, with one
+        evaluation a step. Raises InvalidArgumentError for other solvers.
+        """
+        if solver.stochastic or solver.evals != 1:
+            raise InvalidArgumentError(f"a plan has one evaluation a step and no noise, which {solver} is not")
+        if not isinstance(times, Tensor):
+            times = solver.grid(process, times)
+        levels = process.level(times)
+        frame = getattr(solver, "frame", DATA)
+        now, _ = ends(levels)
+        p, q = (v.expand_as(now.t) for v in plane(process, now, frame.want(process, now, 0.0)))
+        symbols = _Symbols(process, torch.stack([p, q], 1))
+        each = points(levels)
+        n, x = len(now.t), torch.eye(1, 1 + len(now.t), dtype=torch.float64)
+        # what a method makes of a known grid, if it makes anything of it, as the loop asks for it
+        on = getattr(solver, "on", None)
+        parts = (on(symbols, levels) if on is not None else ()) or [solver] * n
+        if any(part.evals != 1 for part in parts):
+            raise InvalidArgumentError(f"a plan has one evaluation a step, and some steps of {solver} have more")
+        found, carry = [x[0]], parts[0].init(symbols, x, each[0])
+        for part, here, there in zip(parts, each[:-1], each[1:]):
+            x, carry = part.step(symbols, x, here, there, carry, None)[:2]
+            found.append(x[0])
+        rows = torch.stack(found) / levels.alpha[:, None] * levels.alpha[0]
+        keep = rows[1:, 0] / rows[:-1, 0]
+        weights = rows[1:] - keep[:, None] * rows[:-1]
+        # rounding, where a value cannot have a weight
+        weights = weights.tril(1) / levels.alpha[0]
+        weights[:, 0] = keep
+        top = int(getattr(getattr(solver, "among", lambda n: solver)(n), "order", 1))
+        orders = torch.arange(1, n + 1).clamp(max=top)
+        return Plan(levels.lam, symbols.wants, weights, orders, torch.full((n,), math.nan, dtype=torch.float64))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a safetensors file. Raises InvalidArgumentError without safetensors."""
+        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        notes = {"format": _FORMAT, "notes": json.dumps({"scale": self.scale, "spent": self.spent})}
+        _safetensors().save_file(tensors, str(path), notes)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """Read a plan, bit for bit. Raises InvalidArgumentError on a file that is none, and without safetensors."""
+        module = _safetensors()
+        if not pathlib.Path(path).is_file():
+            raise FileNotFoundError(f"there is no plan {path}")
+        try:
+            return Plan._read(module, path)
+        except module.SafetensorError as error:
+            raise InvalidArgumentError(f"{path} is not a safetensors file, which Plan.save writes: {error}") from None
+
+    @staticmethod
+    def _read(module: Any, path: str | os.PathLike[str]) -> Plan:
+        with module.safe_open(str(path), "pt") as file:
+            notes = file.metadata() or {}
+            if notes.get("format") != _FORMAT or set(file.keys()) != set(_TENSORS):
+                raise InvalidArgumentError(f"{path} is not a plan of this version: it must be written by Plan.save")
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        return Plan(**tensors, **json.loads(notes["notes"]))
+
+    def __repr__(self) -> str:
+        known = "not estimated" if math.isnan(self.error) else f"{self.error:.2g}"
+        return (
+            f"Plan({self.steps} steps, log-SNR {float(self.lams[0]):.3g} to {float(self.lams[-1]):.3g}, error {known})"
+        )
+
+    def __str__(self) -> str:
+        head = f"{'step':>4}  {'log-SNR':>8}  {'sigma/alpha':>11}  {'order':>6}  {'error':>8}"
+        lines = [f"{self!r}, data scale {self.scale:.3g}, {self.spent} evaluations spent", head]
+        for k in range(self.steps):
+            lam, order, error = float(self.lams[k + 1]), int(self.orders[k]), float(self.errors[k])
+            known = "-" if math.isnan(error) else f"{error:.1e}"
+            lines.append(f"{k + 1:>4}  {lam:>8.3f}  {math.exp(-lam):>11.4g}  {order or 'fitted':>6}  {known:>8}")
+        return "\n".join(lines)
+
+
+_TENSORS = ("lams", "wants", "weights", "orders", "errors")
+
+
+@dataclass(frozen=True, eq=False)
+class Planned(Known):
+    """One step of a plan on a known grid: a network call and a linear combination with plain numbers."""
+
+    ask: Ask
+    row: tuple[float, ...]
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[Tensor, ...]:
+        """No values yet."""
+        return ()
+
+    def step(
+        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[Tensor, ...], noise: NoiseSource | None
+    ) -> Step:
+        """Evaluate at x, combine."""
+        values = (*carry, widen(self.ask(model, x, now)))
+        return Step(combine(*zip(self.row, (x, *values))).to(x.dtype), values)
+
+
+class _Symbols:
+    """A model whose k-th answer is the k-th unit vector: what a solver makes of it are its weights."""
+
+    def __init__(self, process: Process, wants: Tensor) -> None:
+        self.process = process
+        self.wants = wants
+        self._calls = 0
+
+    def __call__(self, x: Tensor, level: Level, want: Any = "score") -> Tensor:
+        k, self._calls = self._calls, self._calls + 1
+        on_x, on_value = convert(level, (self.wants[k, 0], self.wants[k, 1]), plane(self.process, level, want))
+        value = torch.zeros_like(x)
+        value[:, 1 + k] = 1.0
+        return on_x * x + on_value * value
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError:
+        raise InvalidArgumentError("plans are kept as safetensors: pip install 'sdegen[plans]'") from None
+    return _Both(safetensors.safe_open, safetensors.torch.save_file, safetensors.SafetensorError)
+
+
+class _Both(NamedTuple):
+    safe_open: Any
+    save_file: Any
+    SafetensorError: Any

@@ -1,0 +1,126 @@
+"""Maps from a model to a model: what is done to the predicted data before a solver sees it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.level import Level
+from sdegen.processes.process import Process
+from sdegen.processes.sde import ReverseSDE
+from sdegen.scores.model import Model, Want, convert, plane
+from sdegen.tensors import combine, expect_like, widen
+
+Edit = Callable[[Tensor, Level], Tensor]
+
+
+class EditedModel:
+    """A model whose predicted data are `edit(data, level)`; every other prediction follows from x and those.
+
+    `want = c_x x + c_data data`, by the 2x2 solve of `sdegen.scores.model`; made by `map_data`.
+    """
+
+    def __init__(self, model: Model, edit: Edit, name: str) -> None:
+        self.model = model
+        self.edit = edit
+        self.name = name
+
+    @property
+    def process(self) -> Any:
+        """The model's own process."""
+        return self.model.process
+
+    def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
+        """The prediction `want` `[B, *S]` that goes with the edited data, at x `[B, *S]` and a level `[]` or `[B]`."""
+        edited = self.predicted(x, level)
+        if want == "data":
+            return edited
+        c_x, c_data = convert(level, plane(self.process, level, "data"), plane(self.process, level, want))
+        return combine((c_x, x), (c_data, edited))
+
+    def predicted(self, x: Tensor, level: Level) -> Tensor:
+        """The edited prediction of the data."""
+        data = self.model(x, level, "data")
+        return expect_like(self.edit(data, level), data, f"{self.name} must return data")
+
+    def rows(self, index: Tensor) -> EditedModel:
+        """The same for the samples `index` `[b]` of the model's per-sample conditions."""
+        part = copy.copy(self)
+        if hasattr(self.model, "rows"):
+            part.model = self.model.rows(index)
+        return part
+
+    def check_batch(self, n: int) -> None:
+        """The model's own check of its per-sample conditions."""
+        if hasattr(self.model, "check_batch"):
+            self.model.check_batch(n)
+
+    @property
+    def condition(self) -> Any:
+        """The model's conditions, by name."""
+        return getattr(self.model, "condition", {})
+
+    @property
+    def module(self) -> torch.nn.Module | None:
+        """The `torch.nn.Module` behind the model, if there is one."""
+        found: torch.nn.Module | None = getattr(self.model, "module", None)
+        return found
+
+    def __repr__(self) -> str:
+        return f"{self.name}({self.model!r})"
+
+
+def map_data(model: Model, edit: Edit, name: str = "map_data") -> EditedModel:
+    """The model with its predicted data `[B, *S]` replaced by `edit(data, level)`, like them.
+
+    The edit is part of the score from then on, so a solver's order holds where it is smooth. Raises InvalidTypeError
+    for what is no model on a Process.
+    """
+    source: object = model
+    if isinstance(source, ReverseSDE) or not isinstance(getattr(source, "process", None), Process):
+        raise InvalidTypeError(f"{name} takes a ScoreModel, whose data prediction it edits; got {model!r}")
+    if not callable(edit):
+        raise InvalidTypeError(f"edit must be a function (data, level) -> data, got {edit!r}")
+    return EditedModel(model, edit, name)
+
+
+def static_threshold(model: Model, low: float = -1.0, high: float = 1.0) -> EditedModel:
+    """The model with its predicted data clipped to [low, high] (Ho et al. 2020; Saharia et al. 2022, sec. 2.3).
+
+    diffusers' clip_sample. Raises InvalidArgumentError unless low < high.
+    """
+    if not low < high:
+        raise InvalidArgumentError(f"thresholds must be low < high, got {low} and {high}")
+    return map_data(model, lambda data, level: data.clamp(low, high), "static_threshold")
+
+
+def dynamic_threshold(model: Model, quantile: float = 0.995, bound: float = 1.0) -> EditedModel:
+    """The model with each sample's predicted data clipped to its own quantile q of `|data|`, and scaled by `bound / q`.
+
+    `clip(data, -q, q) bound / q` where q is above `bound`; below it data stay as they are, but clipped to the bound
+    (Saharia et al. 2022, sec. 2.3). diffusers' thresholding=True, without its upper limit of q. Raises
+    InvalidArgumentError unless 0 < quantile <= 1 and bound > 0.
+    """
+    if not (0 < quantile <= 1 and bound > 0):
+        raise InvalidArgumentError(f"quantile must be in (0, 1] and bound positive, got {quantile} and {bound}")
+
+    def edit(data: Tensor, level: Level) -> Tensor:
+        wide = widen(data)
+        size = _quantile(wide.flatten(1).abs(), quantile).clamp(min=bound)
+        size = size.reshape(-1, *(1,) * (data.ndim - 1))
+        return (torch.maximum(torch.minimum(wide, size), -size) * (bound / size)).to(data.dtype)
+
+    return map_data(model, edit, "dynamic_threshold")
+
+
+def _quantile(values: Tensor, q: float) -> Tensor:
+    """The linearly interpolated quantile of each row, `[B]`; torch.quantile refuses rows of more than 2^24 numbers."""
+    place = q * (values.shape[1] - 1)
+    k = int(place)
+    ordered = values.sort(dim=1).values
+    return torch.lerp(ordered[:, k], ordered[:, min(k + 1, values.shape[1] - 1)], place - k)

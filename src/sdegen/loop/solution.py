@@ -1,0 +1,170 @@
+"""What a solve hands back, and what an observer sees on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError, SdegenError
+from sdegen.level import Level
+from sdegen.tensors import cat, readable
+
+
+class Status(enum.IntEnum):
+    """How a sample ended."""
+
+    OK = 0
+    NONFINITE = 1
+    """The score or the state became NaN or Inf; the sample stays where it last was finite."""
+    STOPPED = 2
+    """The observer ended the solve before the last level."""
+    MAX_STEPS = 3
+    """An adaptive solve had used its attempts; the sample stays where they took it."""
+    STEP_TOO_SMALL = 4
+    """No step, however small, met the tolerance; the sample stays before it."""
+    EVENT = 5
+    """The sample's event happened, and the sample ended there."""
+
+
+FAILED = {
+    Status.NONFINITE: "became NaN or Inf",
+    Status.MAX_STEPS: "used up their attempts (max_attempts)",
+    Status.STEP_TOO_SMALL: "met the tolerance with no step, however small",
+}
+"""How samples fail."""
+
+
+class Progress(NamedTuple):
+    """What an observer sees after each step; x `[B, *S]` is the solver's own and must not be edited.
+
+    `preview()` is the data `[B, *S]` that the network predicted at the step's last evaluation, at no further one (None
+    on a `ReverseSDE`, which predicts none).
+    """
+
+    step: int
+    steps: int | None
+    x: Tensor
+    level: Level
+    nfe: int
+    preview: Callable[[], Tensor | None] = lambda: None
+
+
+class _Stop(enum.Enum):
+    STOP = "stop"
+
+
+STOP = _Stop.STOP
+"""What an observer returns to end the solve after this step."""
+
+Observer = Callable[[Progress], Any]
+
+
+def shown(observe: Observer, progress: Progress) -> Any:
+    """What the observer answers. Raises InvalidArgumentError if it edited the state."""
+    version = None if progress.x.is_inference() else progress.x._version
+    answer = observe(progress)
+    if version is not None and progress.x._version != version:
+        raise InvalidArgumentError("the observer edited progress.x in place, which is the solver's own: edit a copy")
+    return answer
+
+
+def observed(observe: Observer, progress: Progress, path: list[Any]) -> bool:
+    """Show a step to the observer and keep its answer in the path; whether it asks to stop."""
+    answer = shown(observe, progress)
+    if answer is not None and answer is not STOP:
+        path.append(answer)
+    return answer is STOP
+
+
+@contextlib.contextmanager
+def guard(where: Callable[[], str], partial: Callable[[], Any]) -> Iterator[None]:
+    """Let exceptions pass unchanged, with a note of where, and what is done so far as `partial`."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # a note that cannot be made must not hide the error
+            error.__notes__ = [*getattr(error, "__notes__", []), f"sdegen: {where()}"]
+            if not hasattr(error, "partial"):
+                error.partial = partial()  # type: ignore[attr-defined]
+        raise
+
+
+class Solution(NamedTuple):
+    """The result of a solve; stats and status are per sample, `[B]`, on x's device.
+
+    x `[B, *S]`; level: the one each sample reached (fields `[B]`); nfe: network evaluations; accepted, rejected: steps;
+    status: see `Status`; path: what the observer returned, step by step (None left out). error: of an adaptive solve,
+    an estimate of the error at the end, relative as its tolerance is, `[B]`; dense: the path, where it was asked for.
+    """
+
+    x: Tensor
+    level: Level
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    status: Tensor
+    path: list[Any]
+    error: Tensor | None = None
+    dense: Callable[..., Tensor] | None = None
+
+    def rows(self, n: int) -> Solution:
+        """The first n samples."""
+        return self.rows_at(slice(n))
+
+    def rows_at(self, index: Tensor | slice) -> Solution:
+        """Some of the samples."""
+        level = Level(*(v[index] for v in self.level))
+        nfe, accepted, rejected, status = (v[index] for v in self[2:6])
+        error = None if self.error is None else self.error[index]
+        return Solution(self.x[index], level, nfe, accepted, rejected, status, self.path, error)
+
+    @staticmethod
+    def join(parts: list[Solution]) -> Solution:
+        """Several solutions as one, without their paths."""
+        level = Level(*(cat(v) for v in zip(*(part.level for part in parts))))
+        nfe, accepted, rejected, status = (cat(v) for v in zip(*(part[2:6] for part in parts)))
+        known = [part.error for part in parts if part.error is not None]
+        error = cat(known) if len(known) == len(parts) else None
+        return Solution(cat([p.x for p in parts]), level, nfe, accepted, rejected, status, [], error)
+
+    @property
+    def ok(self) -> Tensor:
+        """Which samples did not fail, `[B]` bool."""
+        return ~functools.reduce(torch.logical_or, (self.status == kind for kind in FAILED))
+
+
+def ended(solution: Solution, on_failure: str) -> Solution:
+    """The solution, or a SolveError that holds it if samples failed and the caller did not ask for them."""
+    if on_failure == "return" or not readable(solution.status):
+        return solution
+    failed = (~solution.ok).nonzero().flatten().tolist()
+    if not failed:
+        return solution
+    shown = ", ".join(str(i) for i in failed[:8]) + (", ..." if len(failed) > 8 else "")
+    first, count = failed[0], len(solution.status)
+    kinds = {int(solution.status[i]) for i in failed}
+    what = " or ".join(text for kind, text in FAILED.items() if kind in kinds)
+    rest = "The others are finished, in this error's `partial`; " if len(failed) < count else ""
+    raise SolveError(
+        f"{len(failed)} of {count} samples {what} (rows {shown}); row {first} after "
+        f"{int(solution.accepted[first])} good steps, at t={float(solution.level.t[first]):.6g}. {rest}"
+        'solve(..., on_failure="return") returns all with their status',
+        solution,
+    )
+
+
+class SolveError(SdegenError, RuntimeError):
+    """Some samples of a solve failed; `partial` holds the `Solution` with every finished row."""
+
+    def __init__(self, message: str, partial: Solution) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+    def __reduce__(self) -> tuple[type[SolveError], tuple[str, Solution]]:
+        return type(self), (str(self), self.partial)

@@ -1,0 +1,196 @@
+r"""Linear-Gaussian processes: two functions give `x_t = alpha(t) data + sigma(t) noise`, and all else follows.
+
+    f = (alpha'/alpha) x,   g^2 = 2 sigma^2 (sigma'/sigma - alpha'/alpha) = -2 sigma^2 dlam/dt,  lam = log(alpha/sigma)
+
+(Song et al. 2021, eq. 29; Lu et al. 2022, sec. 2.1; Karras et al. 2022, app. B).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdegen import noise as noises
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.level import Level, check_level, check_span
+from sdegen.processes.sde import SDE
+from sdegen.tensors import as_time, combine, like, readable
+
+
+class Process(SDE):
+    """A linear-Gaussian SDE, given by `alpha(t)` and `sigma(t)`; a new process writes these two functions alone.
+
+    Both take and return float64 tensors `[]` or `[B]`; alpha, sigma > 0 and `alpha/sigma` falls from t_min to t_max.
+    """
+
+    t_min: float = 1e-3
+    noise_type = "diagonal"
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """The signal scale at t."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """The noise scale at t."""
+
+    def level(self, t: Tensor | float) -> Level:
+        """The level at time t `[]` or `[B]`."""
+        t = as_time(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        for name, value in (("alpha", alpha), ("sigma", sigma)):
+            if not isinstance(value, Tensor):
+                raise InvalidTypeError(
+                    f"{name}(t) must return a tensor like t, got {value!r}; use torch's functions of t"
+                )
+        return Level(t, alpha, sigma)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`(alpha', sigma')` at t, by forward-mode automatic differentiation unless a process knows better."""
+        t = as_time(t).clone()  # forward-mode AD refuses expanded tensors
+        one = torch.ones_like(t)
+        alpha, sigma = (torch.func.jvp(f, (t,), (one,))[1] for f in (self.alpha, self.sigma))
+        return alpha, sigma
+
+    def time(self, lam: Tensor) -> Tensor:
+        """The time at which `log(alpha/sigma) = lam`; by bisection on the span unless a process knows better."""
+        low, high = torch.full_like(lam, self.t_min), torch.full_like(lam, self.t_max)
+        for _ in range(64):
+            middle = (low + high) / 2
+            before = self.level(middle).lam > lam
+            low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+        found = (low + high) / 2
+        own = self.level(found).lam
+        if not (torch.is_grad_enabled() and (own.requires_grad or lam.requires_grad)):
+            return found
+        # a step of Newton's method, of no length but with the derivatives that halving has not
+        level, (d_alpha, d_sigma) = self.level(found), self.rates(found)
+        slope = (d_alpha / level.alpha - d_sigma / level.sigma).detach()
+        return found.detach() - (self.level(found.detach()).lam - lam) / slope
+
+    def at(self, lam: Tensor | float) -> Level:
+        """The level at which `log(alpha/sigma) = lam`, lam `[]` or `[B]`."""
+        return self.level(self.time(as_time(lam)))
+
+    def share(self, level: Level, span: tuple[float, float]) -> Tensor:
+        """Where a level lies between two times, 0 at the first and 1 at the last, in log-SNR."""
+        low, high = self._noisiness(span)
+        share: Tensor = (-level.lam - low) / (high - low)
+        return share
+
+    def at_share(self, share: Tensor, span: tuple[float, float]) -> Level:
+        """The level at a share `[n]` of the way between two times, in log-SNR."""
+        low, high = self._noisiness(span)
+        return self.at(-(low + share * (high - low)))
+
+    def _noisiness(self, span: tuple[float, float]) -> Tensor:
+        """`-lam` at two times, `[2]`."""
+        lams: Tensor = -self.level(torch.tensor(span, dtype=torch.float64)).lam
+        return lams
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """`(alpha'/alpha) x`."""
+        t = as_time(t)
+        return like(self.rates(t)[0] / self.alpha(t), x) * x
+
+    def variance_rate(self, t: Tensor) -> Tensor:
+        """`g(t)^2 = 2 sigma (sigma' - sigma alpha'/alpha)`, `[]` or `[B]`."""
+        t = as_time(t)
+        level, (d_alpha, d_sigma) = self.level(t), self.rates(t)
+        return 2 * level.sigma * (d_sigma - level.sigma * d_alpha / level.alpha)
+
+    def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
+        """`g(t)`, `[]` or `[B]`, in x's dtype."""
+        return self.variance_rate(t).sqrt().to(x.dtype)
+
+    def divergence(self, x: Tensor, t: Tensor) -> None:
+        """None: g does not depend on x."""
+
+    def prior(self, seeds: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """`sigma(t_max) noise`, `[B, *S]`: the law at t_max but for the data's part, alpha(t_max) of its scale."""
+        z = noises.normals(seeds, tuple(shape), (0, 0, 0, 0), dtype=dtype)
+        return like(self.sigma(as_time(self.t_max)), z) * z
+
+    def perturb(self, data: Tensor, level: Level, noise: Tensor) -> Tensor:
+        """`x_t = alpha data + sigma noise`, all `[B, *S]`. Raises where shapes or dtypes differ."""
+        check_level(level)
+        if data.shape != noise.shape or data.dtype != noise.dtype or not data.is_floating_point():
+            raise InvalidArgumentError(
+                f"data and noise must be floating, of one shape and dtype; got {list(data.shape)} of {data.dtype} and "
+                f"{list(noise.shape)} of {noise.dtype}"
+            )
+        return combine((level.alpha, data), (level.sigma, noise)).to(data.dtype)
+
+    def transition(self, now: Level, next: Level) -> tuple[Tensor, Tensor]:
+        """`(a, s)` of the forward kernel `x_next = a x_now + s noise`, next after now (Kingma et al. 2021, app. A).
+
+        `a = alpha_next/alpha_now`, `s^2 = sigma_next^2 - a^2 sigma_now^2`, without its cancellation.
+        """
+        check_level(now)
+        check_level(next)
+        if readable(now.t) and readable(next.t) and bool((next.t < now.t).any()):
+            raise InvalidArgumentError(
+                f"the forward kernel runs from data to noise: now.t={now.t.tolist()} must not be after "
+                f"next.t={next.t.tolist()}; swap the levels"
+            )
+        return self.kernel(now, next)
+
+    def kernel(self, now: Level, next: Level) -> tuple[Tensor, Tensor]:
+        """`transition` without its check, for the inside of loops."""
+        return next.alpha / now.alpha, next.sigma * torch.sqrt(-torch.expm1(2 * (next.lam - now.lam)))
+
+    def _forward_step(self, x: Tensor, now: Level, next: Level, noise: noises.NoiseSource) -> Tensor:
+        a, s = self.kernel(now, next)
+        return like(a, x) * x + like(s, x) * noise(x, now, next)
+
+    @staticmethod
+    def from_functions(  # type: ignore[override]
+        alpha: Callable[[Tensor], Tensor],
+        sigma: Callable[[Tensor], Tensor],
+        *,
+        t_min: float = 1e-3,
+        t_max: float = 1.0,
+    ) -> Process:
+        """A process from its two functions of t; rates and levels are derived (automatic differentiation, bisection).
+
+        Raises InvalidArgumentError where alpha or sigma is not positive, or `alpha/sigma` does not fall with t.
+        """
+        process = _FunctionProcess(alpha, sigma, t_min, t_max)
+        check_levels(process, process.level(torch.linspace(t_min, t_max, 129, dtype=torch.float64)))
+        return process
+
+
+@dataclass(frozen=True)
+class _FunctionProcess(Process):
+    a: Callable[[Tensor], Tensor]
+    s: Callable[[Tensor], Tensor]
+    t_min: float
+    t_max: float
+
+    def __post_init__(self) -> None:
+        check_span(self.t_min, self.t_max)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.a(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.s(t)
+
+
+def check_levels(process: Process, level: Level) -> None:
+    """Raises InvalidArgumentError unless alpha and sigma are positive and alpha/sigma falls with t, level `[n]`."""
+    for name, values in (("alpha", level.alpha), ("sigma", level.sigma)):
+        bad = ~(values > 0) | ~values.isfinite()
+        if bool(bad.any()):
+            t = float(level.t[bad][0])
+            raise InvalidArgumentError(
+                f"{process} has {name}({t:g}) = {float(values[bad][0]):g}; it must be positive and finite on the "
+                "levels used: choose t_min and t_max inside (the last denoising step is taken in one go)"
+            )
+    order = level.t.argsort()
+    if bool((level.lam[order].diff() >= 0).any()):
+        raise InvalidArgumentError(f"{process}: alpha(t)/sigma(t) must fall strictly as t grows; it does not")

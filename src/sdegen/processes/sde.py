@@ -1,0 +1,302 @@
+"""Forward SDEs `dx = f(x, t) dt + g(x, t) dw`, and the reverse family that a score turns them into."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sdegen import noise as noises
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.level import Level, check_span
+from sdegen.tensors import (
+    as_time,
+    batch_time,
+    call_score,
+    check_diffusion,
+    diffuse,
+    expect_like,
+    gram,
+    like,
+    noise_like,
+)
+
+if TYPE_CHECKING:
+    from sdegen.scores.model import Model
+    from sdegen.solvers.base import Solver
+
+Field = Callable[[Tensor, Tensor], Tensor]
+
+
+class SDE(ABC):
+    """A forward SDE `dx = f(x, t) dt + g(x, t) dw` on `[t_min, t_max]`: data at `t_min`, noise at `t_max`.
+
+    A subclass writes `drift`, `diffusion` and, to be sampled from, `prior`. `t` is `[]` or `[B]`; `from_functions`
+    builds one from plain functions, which always get `t` as `[B]` on x's device and dtype.
+    """
+
+    t_min: float = 0.0
+    t_max: float = 1.0
+    noise_type: ClassVar[str] = "general"
+    """torchsde's name for what `diffusion` returns: 'diagonal' where it is scalar or diagonal; 'general' is any."""
+
+    @abstractmethod
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """`f(x, t)`, x and result `[B, *S]`."""
+
+    @abstractmethod
+    def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
+        """`g(x, t)`: `[]` or `[B]` times the identity, `[B, *S]` diagonal, or `[B, *S, M]` a matrix (M noises)."""
+
+    def prior(self, seeds: Tensor, shape: Sequence[int]) -> Tensor:
+        """Samples `[B, *S]` of the law at `t_max`, one per seed `[B]`; `shape` is `*S`."""
+        raise InvalidArgumentError(f"{type(self).__name__} has no prior: define prior(seeds, shape) or start from an x")
+
+    def level(self, t: Tensor | float) -> Level:
+        """The level at time t `[]` or `[B]`; a general SDE has no alpha and sigma (NaN)."""
+        t = as_time(t)
+        nothing = torch.full_like(t, float("nan"))
+        return Level(t, nothing, nothing)
+
+    def share(self, level: Level, span: tuple[float, float]) -> Tensor:
+        """Where a level lies between two times, 0 at the first and 1 at the last, in the variable to halve: t."""
+        return (level.t - span[0]) / (span[1] - span[0])
+
+    def at_share(self, share: Tensor, span: tuple[float, float]) -> Level:
+        """The level at a share `[n]` of the way between two times."""
+        return self.level(span[0] + share * (span[1] - span[0]))
+
+    def divergence(self, x: Tensor, t: Tensor) -> Tensor | None:
+        """`sum_j d(g g^T)_ij / dx_j` `[B, *S]`, or None where g does not depend on x (the reverse drift needs it).
+
+        Exact, by forward-mode derivatives: D of them for samples of D elements. Override it with a closed form.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            probe = x.detach().clone().requires_grad_()
+            g = self.diffusion(probe, t.clone())
+            if not g.requires_grad or torch.autograd.grad(g.sum(), probe, allow_unused=True)[0] is None:
+                return None
+
+        def along(e: Tensor) -> Tensor:
+            direction = e.expand_as(x).clone()  # forward-mode AD refuses expanded tensors
+            tangent: Tensor = torch.func.jvp(lambda y: gram(self.diffusion(y, t), direction), (x,), (direction,))[1]
+            return tangent
+
+        size = x[0].numel() if x.shape[0] else 0
+        basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *x.shape[1:])
+        total: Tensor = torch.func.vmap(along)(basis).sum(0)
+        return total
+
+    def reverse(self, score: Model | Field, eta: float = 1.0) -> ReverseSDE:
+        """The reverse family: `eta=1` is the reverse SDE, `eta=0` the probability flow (see `ReverseSDE`)."""
+        return ReverseSDE(self, score, eta)
+
+    def probability_flow(self, score: Model | Field) -> ReverseSDE:
+        """The deterministic flow with the same marginals, `reverse(score, eta=0)`."""
+        return ReverseSDE(self, score, 0.0)
+
+    def as_forward(self) -> ForwardSDE:
+        """This SDE as a model that `solve` runs through increasing times."""
+        return ForwardSDE(self)
+
+    def forward(
+        self,
+        x: Tensor,
+        times: Tensor | Sequence[float],
+        *,
+        seed: int = 0,
+        noise: noises.NoiseSource | None = None,
+        solver: Solver | None = None,
+    ) -> Tensor:
+        """A path `[n + 1, B, *S]` of the forward SDE through increasing `times` `[n + 1]`, from x at `times[0]`.
+
+        solver: one that steps in t, such as `milstein()`; by default Euler-Maruyama on a general SDE, and the exact
+        transitions of a `Process` or a `LinearSDE`. Noise is per sample (`seed`), or from a source. Raises
+        InvalidArgumentError on times that do not increase inside the span.
+        """
+        times = as_time(times)
+        low, high = float(times.min()), float(times.max())
+        if times.ndim != 1 or not bool((times.diff() > 0).all()) or low < self.t_min or high > self.t_max:
+            raise InvalidArgumentError(
+                f"times must increase strictly inside the span [{self.t_min:g}, {self.t_max:g}], got {times.tolist()}"
+            )
+        noise = noise or noises.White(noises.seeds(seed, x.shape[0], device=x.device))
+        path, model = [x], ForwardSDE(self)
+        carry = solver.init(model, x, self.level(times[0])) if solver else None
+        for now, next in zip(map(self.level, times[:-1]), map(self.level, times[1:])):
+            if solver:
+                step = solver.step(model, path[-1], now, next, carry, noise)
+                carry = step.carry
+                path.append(step.x)
+            else:
+                path.append(self._forward_step(path[-1], now, next, noise))
+        return torch.stack(path)
+
+    def _forward_step(self, x: Tensor, now: Level, next: Level, noise: noises.NoiseSource) -> Tensor:
+        h = next.t - now.t
+        g = self.diffusion(x, now.t)
+        kick = diffuse(g, noise(noise_like(g, x), now, next), x)
+        return x + like(h, x) * self.drift(x, now.t) + like(h.sqrt(), x) * kick
+
+    @staticmethod
+    def from_functions(
+        drift: Field,
+        diffusion: Field,
+        *,
+        t_min: float = 0.0,
+        t_max: float = 1.0,
+        prior: Callable[[Tensor, Sequence[int]], Tensor] | None = None,
+    ) -> SDE:
+        """An SDE from `drift(x, t)` and `diffusion(x, t)`, x `[B, *S]` t `[B]`; `prior(seeds [B], *S)` if wanted."""
+        return _FunctionSDE(drift, diffusion, t_min, t_max, prior)
+
+
+@dataclass(frozen=True)
+class _FunctionSDE(SDE):
+    f: Field
+    g: Field
+    t_min: float
+    t_max: float
+    draw: Callable[[Tensor, Sequence[int]], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        check_span(self.t_min, self.t_max)
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        return expect_like(self.f(x, batch_time(t, x)), x, "drift(x, t) must return a tensor")
+
+    def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
+        g = self.g(x, batch_time(t, x))
+        if not isinstance(g, Tensor):
+            raise InvalidTypeError(
+                f"diffusion(x, t) must return a tensor, got {g!r}; a constant is torch.full_like(t, c)"
+            )
+        check_diffusion(g, x)
+        return g
+
+    def prior(self, seeds: Tensor, shape: Sequence[int]) -> Tensor:
+        return self.draw(seeds, shape) if self.draw else super().prior(seeds, shape)
+
+    def __repr__(self) -> str:
+        names = ", ".join(getattr(f, "__name__", repr(f)) for f in (self.f, self.g))
+        return f"SDE.from_functions({names}, t_min={self.t_min:g}, t_max={self.t_max:g})"
+
+
+@dataclass(frozen=True)
+class ReverseSDE:
+    r"""The reverse family of an SDE under a score: every eta has the forward marginals (Song et al. 2021).
+
+    `dx = [f - (1 + eta^2)/2 (div(g g^T) + g g^T score)] dt + eta g dw`, run from `t_max` down to `t_min`; `eta=1` is
+    the reverse SDE (Anderson 1982; Song et al. 2021, eq. 6), `eta=0` the probability flow (eq. 13).
+
+    `score` is a `ScoreModel` or any callable `(x [B, *S], t [B]) -> score [B, *S]`. Raises on a negative eta and on a
+    model of another process; a callable's wrong output raises a `ScoreError` when it is called.
+    """
+
+    sde: SDE
+    score: Model | Field
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+        if not callable(self.score):
+            raise InvalidTypeError(f"score must be a ScoreModel or a callable (x, t) -> score, got {self.score!r}")
+        owner = getattr(self.score, "process", self.sde)
+        if owner is not self.sde and owner != self.sde:
+            raise InvalidArgumentError(f"the score model belongs to {owner}, not to {self.sde}; build it on this SDE")
+
+    @property
+    def process(self) -> SDE:
+        """The forward SDE, under the name that a score model has for it."""
+        return self.sde
+
+    def level(self, t: Tensor | float) -> Level:
+        """The forward SDE's level at time t."""
+        return self.sde.level(t)
+
+    def score_at(self, x: Tensor, t: Tensor) -> Tensor:
+        """The score `[B, *S]` at x `[B, *S]` and t `[]` or `[B]`."""
+        if hasattr(self.score, "process"):
+            model: Any = self.score
+            answer: Tensor = model(x, self.sde.level(t))
+            return answer
+        exact = getattr(self.score, "any_time", False)  # no need then of one time per row, rounded to x's dtype
+        return call_score(self.score, x, t if exact else batch_time(t, x))
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """`f - (1 + eta^2)/2 (div(g g^T) + g g^T score)` `[B, *S]`, for time running down."""
+        t = as_time(t)
+        pull = gram(self.sde.diffusion(x, t), self.score_at(x, t))
+        curl = self.sde.divergence(x, t)
+        pull = pull if curl is None else pull + curl
+        return self.sde.drift(x, t) - (1 + self.eta**2) / 2 * pull
+
+    def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
+        """`eta g(x, t)`."""
+        return self.eta * self.sde.diffusion(x, as_time(t))
+
+    sde_type: ClassVar[str] = "ito"
+    """With `f`, `g` and `noise_type` what torchsde asks of an SDE, for flat samples `[B, D]`; its time is u = -t."""
+
+    @property
+    def noise_type(self) -> str:
+        """torchsde's name for the noise: 'diagonal' where the SDE's g is so, 'general' where that is not known."""
+        return self.sde.noise_type
+
+    def f(self, u: Tensor, y: Tensor) -> Tensor:
+        """The drift in torchsde's time `[B, D]`."""
+        return -self.drift(y, -u)
+
+    def g(self, u: Tensor, y: Tensor) -> Tensor:
+        """The diffusion in torchsde's time, `[B, D]`, or `[B, D, M]` for 'general' noise."""
+        return self._shaped(self.diffusion(y, -u), y)
+
+    def _shaped(self, g: Tensor, y: Tensor) -> Tensor:
+        if g.ndim > y.ndim:
+            return g
+        g = like(g, y).expand_as(y) if g.ndim <= 1 else g.expand_as(y)
+        return g if self.noise_type == "diagonal" else torch.diag_embed(g)
+
+
+@dataclass(frozen=True)
+class ForwardSDE(ReverseSDE):
+    """A forward SDE as a model: `drift` and `diffusion` are its own, and `solve` runs it through increasing times.
+
+    Solvers in t take it as they take a `ReverseSDE` of eta = 1, with all of the noise: `euler_maruyama()`,
+    `milstein()`, `stochastic_heun()`, `stochastic_runge_kutta()`. It needs no score and has none.
+    """
+
+    score: Any = field(default=None, init=False, repr=False)
+    eta: float = field(default=1.0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sde, SDE):
+            raise InvalidTypeError(f"ForwardSDE takes an SDE, got {self.sde!r}")
+
+    def score_at(self, x: Tensor, t: Tensor) -> Tensor:
+        """Raises InvalidTypeError: a forward SDE has no score."""
+        raise InvalidTypeError("a forward SDE has no score: correct and denoise with sde.reverse(score)")
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """The SDE's drift `f(x, t)` `[B, *S]`."""
+        return self.sde.drift(x, as_time(t))
+
+    def f(self, u: Tensor, y: Tensor) -> Tensor:
+        """The drift for torchsde, whose time is t here."""
+        return self.drift(y, u)
+
+    def g(self, u: Tensor, y: Tensor) -> Tensor:
+        """The diffusion for torchsde."""
+        return self._shaped(self.diffusion(y, u), y)
+
+
+def check_eta(eta: float) -> None:
+    """Raises InvalidArgumentError unless eta is finite and not negative, InvalidTypeError unless it is a number."""
+    if not isinstance(eta, (int, float)):
+        raise InvalidTypeError(f"eta must be a number, got {eta!r}")
+    if not 0.0 <= eta < float("inf"):
+        raise InvalidArgumentError(f"eta must be finite and >= 0, got {eta} (0: probability flow, 1: reverse SDE)")

@@ -1,0 +1,84 @@
+"""The exact score of a Gaussian mixture under a linear SDE."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sdegen.processes.linear import LinearSDE, Series
+from sdegen.scores.covariances import Diagonal, Isotropic
+from sdegen.tensors import as_time
+
+if TYPE_CHECKING:
+    from sdegen.scores.mixtures import GaussianMixture
+
+
+class LinearScore:
+    """The exact score `(x [B, *S], t [] or [B]) -> [B, *S]` of a mixture's law under a `LinearSDE`, and its density.
+
+    Mixtures of isotropic components, or of variances that differ from block to block only, cost D0 x D0 matrices, all
+    others D x D. Float64 inside. Raises InvalidArgumentError for mixtures of samples that A does not fit.
+    """
+
+    any_time = True
+    """Takes times `[]` and in float64."""
+
+    def __init__(self, sde: LinearSDE, mixture: GaussianMixture) -> None:
+        self.sde, self.mixture = sde, mixture
+        self._law = _Law.of(sde, mixture)
+
+    def __repr__(self) -> str:
+        return f"LinearScore({self.mixture!r})"
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """`-sum_k w_k C_k^-1 (x - m_k)`, in x's dtype."""
+        logits, root, away = self._seen(x, t)
+        pull = torch.linalg.solve_triangular(root.mT, away, upper=True)
+        mean: Tensor = (logits.softmax(1)[..., None, None] * pull).sum(1)
+        return -mean.reshape(x.shape).to(x.dtype)
+
+    def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
+        """`log p(x, t)` `[B]`, float64."""
+        return self._seen(x, t)[0].logsumexp(1)
+
+    def _seen(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log weight and density of each component `[B, K]`, roots of its covariances, `L^-1 (x - m_k)`."""
+        means, covs = (part.to(x.device) for part in self._law.at(self.sde.clock(as_time(t))))
+        count, size, n = means.shape[-3:]
+        gap = x.reshape(len(x), 1, size, n).to(torch.float64) - means
+        root = torch.linalg.cholesky_ex(covs)[0].expand(len(x), count, size, size)
+        away = torch.linalg.solve_triangular(root, gap, upper=False)
+        volume = 2 * n * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        logits = -(away.square().sum((-2, -1)) + volume + size * n * math.log(2 * math.pi)) / 2
+        return self.mixture.weights.log().to(x.device) + logits, root, away
+
+
+@dataclass(frozen=True, eq=False)
+class _Law:
+    """A mixture under a linear SDE: means `[K, D', n]` and covariances `[K, D', D']` of `C (x) I_n` at t_min."""
+
+    means: Tensor
+    covs: Tensor
+    series: Series
+
+    @staticmethod
+    def of(sde: LinearSDE, mixture: GaussianMixture) -> _Law:
+        """By blocks of A's size where every covariance is `C (x) I_n` with a diagonal C, by full matrices otherwise."""
+        count, size, kind = len(mixture), math.prod(mixture.shape), mixture.covariances
+        n, one = sde.blocks(mixture.means), torch.eye(count, dtype=torch.float64)
+        if isinstance(kind, Isotropic | Diagonal):
+            flat = torch.stack([kind.average(w, size).diagonal() for w in one]).reshape(count, -1, n)
+            if bool((flat == flat[..., :1]).all()):
+                return _Law(mixture.means.reshape(count, -1, n), torch.diag_embed(flat[..., 0]), sde.series)
+        A, B = (sde.wide(matrix, mixture.means) for matrix in (sde.A, sde.B))
+        series = sde.series if n == 1 else Series.of(A, B @ B.mT, float(sde.clock(as_time(sde.t_max))))
+        return _Law(mixture.means.reshape(count, -1, 1), torch.stack([kind.average(w, size) for w in one]), series)
+
+    def at(self, length: Tensor) -> tuple[Tensor, Tensor]:
+        """Means `[..., K, D', n]` and covariances `[..., K, D', D']` a time later on the clock, `[...]`."""
+        step, spread = (part[..., None, :, :] for part in self.series(length))
+        return step @ self.means.to(step), step @ self.covs.to(step) @ step.mT + spread

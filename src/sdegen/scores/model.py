@@ -1,0 +1,277 @@
+r"""Score models: a network and what it predicts, in the plane of (data, noise).
+
+Every prediction is a linear form `p data + q noise`, and so is the state, `x = alpha data + sigma noise`:
+
+    data (1, 0)   noise (0, 1)   score (0, -1/sigma)   v (-sigma, alpha)   velocity (alpha', sigma').
+
+Any one with x gives any other, `want = c_x x + c_pred pred`, by one 2x2 solve:
+
+    [alpha p; sigma q] (c_x, c_pred) = (P, Q)   ->   det = alpha q - sigma p,
+    c_x = (P q - Q p) / det,   c_pred = (alpha Q - sigma P) / det.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, unknown_keywords, warn_caller
+from sdegen.level import Level, check_level
+from sdegen.processes.process import Process
+from sdegen.tensors import batch_time, call_score, combine
+
+Want = str | tuple[Tensor, Tensor]
+TimeMap = Callable[[Level], Tensor]
+
+
+def plane(process: Process, level: Level, want: Want) -> tuple[Tensor, Tensor]:
+    """The pair `(p, q)`, each `[]` or `[B]`, of a prediction named data, noise, score, v or velocity; a pair is itself.
+
+    Salimans & Ho 2022 for v; Lipman et al. 2022 for the velocity, `alpha' data + sigma' noise`.
+    """
+    check_level(level)
+    if not isinstance(want, str):
+        return want
+    zero, one = torch.zeros_like(level.t), torch.ones_like(level.t)
+    match want:
+        case "data":
+            return one, zero
+        case "noise":
+            return zero, one
+        case "score":
+            return zero, -1 / level.sigma
+        case "v":
+            return -level.sigma, level.alpha
+        case "velocity":
+            return process.rates(level.t)
+    raise InvalidArgumentError(
+        f"unknown prediction {want!r}: it must be 'data', 'noise', 'score', 'v', 'velocity' or a pair (p, q)"
+    )
+
+
+def convert(level: Level, known: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """`(c_x, c_pred)` with `want = c_x x + c_pred known`, the 2x2 solve of this module's head."""
+    p, q = known
+    big_p, big_q = want
+    det = level.alpha * q - level.sigma * p
+    return (big_p * q - big_q * p) / det, (level.alpha * big_q - level.sigma * big_p) / det
+
+
+def level_time(level: Level) -> Tensor:
+    """The process's own time, `t`."""
+    return level.t
+
+
+def sigma_time(level: Level) -> Tensor:
+    """The noise scale `sigma / alpha` (which is sigma for VE and EDM)."""
+    return level.sigma / level.alpha
+
+
+def log_sigma_time(level: Level) -> Tensor:
+    """`log(sigma / alpha) / 4`, EDM's c_noise (Karras et al. 2022, table 1)."""
+    return -level.lam / 4
+
+
+class index_time:  # noqa: N801 - used as a function: time=index_time(1000)
+    """DDPM's time index, `t T - 1`: 0 at t = 1/T and T - 1 at t = 1, not rounded (Ho et al. 2020)."""
+
+    def __init__(self, steps: int = 1000) -> None:
+        self.steps = steps
+
+    def __call__(self, level: Level) -> Tensor:
+        return level.t * self.steps - 1
+
+
+class ScoreModel:
+    """A network, what it predicts and how it takes time; answers any prediction at any level of its process.
+
+    `net(x [B, *S], time [B], **condition) -> [B, *S]`, time being `time(level)` on x's device and in x's dtype (or
+    `time_dtype`: give torch.float32 where a half-precision time would lose digits). `predicts` is one of
+
+    - 'score', 'noise', 'data', 'v', 'velocity', or a function `(process, level) -> (p, q)` of your own;
+    - 'edm': the raw output F of an EDM-preconditioned network, `data = c_skip x + c_out F`, called with
+      `c_in x` and, unless `time` is given, `log(sigma)/4` (Karras et al. 2022, table 1, with `sigma_data`);
+    - 'energy': net returns an energy `[B]` and `score = -grad energy`.
+
+    A tensor condition with at least one dimension is per sample, `[B, ...]` or `[1, ...]`; all else is passed on as
+    it is. Every output is checked (`ScoreError`); another floating dtype is refused unless `cast=True`.
+    A prediction for a half-precision x is returned in float32 where it had to be converted.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        net: Callable[..., Any],
+        predicts: str | Callable[[Process, Level], tuple[Tensor, Tensor]] = "score",
+        *,
+        time: TimeMap | None = None,
+        sigma_data: float = 0.5,
+        cast: bool = False,
+        time_dtype: torch.dtype | None = None,
+        **condition: Any,
+    ) -> None:
+        if not isinstance(process, Process):
+            raise InvalidTypeError(
+                f"a ScoreModel needs a Process (VP(), EDM(), ...), got {process!r}; for a general SDE give the score "
+                "callable to sde.reverse(score)"
+            )
+        if not callable(net):
+            raise InvalidTypeError(f"net must be callable as net(x, time), got {net!r}")
+        if isinstance(net, type):
+            raise InvalidTypeError(f"net must be an instance, got the class {net.__name__}: make one first")
+        if time is not None and not callable(time):
+            raise InvalidTypeError(f"time must be a function of a Level, as sd.model.index_time(1000), got {time!r}")
+        options = ("predicts", "time", "sigma_data", "cast", "time_dtype")
+        for name in condition:
+            if difflib.get_close_matches(name, options, n=1, cutoff=0.8):
+                raise unknown_keywords("ScoreModel", [name], options)
+        if not 0 < sigma_data < float("inf"):
+            raise InvalidArgumentError(f"sigma_data must be positive and finite, got {sigma_data}")
+        self.process = process
+        self.net = net
+        self.predicts = predicts
+        self.time: TimeMap = time or (log_sigma_time if predicts == "edm" else level_time)
+        self.sigma_data = sigma_data
+        self.cast = cast
+        self.time_dtype = time_dtype
+        self.condition = condition
+        if predicts not in ("edm", "energy") and not callable(predicts):
+            middle = process.level((process.t_min + process.t_max) / 2)
+            try:
+                plane(process, middle, predicts)  # an unknown name is an error here, not at the first call
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(f"{error}; predicts may also be 'edm' or 'energy'") from None
+
+    def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
+        """The prediction `want` `[B, *S]`, a name or a pair `(p, q)`, at x `[B, *S]` and a level `[]` or `[B]`."""
+        check_level(level)
+        if isinstance(want, str) and want == self.predicts:
+            return self.raw(x, level)
+        c_x, c_raw = self.coefficients(level, want)
+        return combine((c_x, x), (c_raw, self.raw(x, level)))
+
+    def coefficients(self, level: Level, want: Want) -> tuple[Tensor, Tensor]:
+        """`(c_x, c_raw)` with `want = c_x x + c_raw raw(x, level)`, of the level's shape."""
+        return convert(level, self._known(level), plane(self.process, level, want))
+
+    def _known(self, level: Level) -> tuple[Tensor, Tensor]:
+        """The pair of the network's own output."""
+        if callable(self.predicts):
+            return self.predicts(self.process, level)
+        if self.predicts == "energy":
+            return plane(self.process, level, "score")
+        if self.predicts == "edm":
+            # F = (data - c_skip y) / c_out with y = data + s noise
+            s = level.sigma / level.alpha
+            norm = torch.sqrt(s * s + self.sigma_data**2)
+            return s / (self.sigma_data * norm), -self.sigma_data / norm
+        return plane(self.process, level, self.predicts)
+
+    def raw(self, x: Tensor, level: Level) -> Tensor:
+        """The network's own output at x `[B, *S]` (for 'energy' the score), checked."""
+        value = self.time(level)
+        if not isinstance(value, Tensor):
+            raise InvalidTypeError(f"time(level) must return a tensor like level.t, got {value!r}")
+        time = batch_time(value, x, self.time_dtype)
+        condition = {name: _per_sample(name, value, x.shape[0]) for name, value in self.condition.items()}
+        if self.predicts == "energy":
+            return self._force(x, time, condition)
+        if self.predicts == "edm":
+            c_in = 1 / torch.sqrt(level.sigma * level.sigma + (self.sigma_data * level.alpha) ** 2)
+            x = combine((c_in, x)).to(x.dtype)
+        return call_score(self.net, x, time, condition, cast=self.cast)
+
+    def _force(self, x: Tensor, time: Tensor, condition: dict[str, Any]) -> Tensor:
+        keep = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            at = x if x.requires_grad else x.detach().clone().requires_grad_()
+            energy = call_score(self.net, at, time.clone(), condition, cast=self.cast, shape=x.shape[:1])
+            if not energy.requires_grad:
+                raise InvalidArgumentError("the energy does not depend on x through autograd: its gradient is missing")
+            return -torch.autograd.grad(energy.sum(), at, create_graph=keep)[0]
+
+    def check_batch(self, n: int) -> None:
+        """Raises InvalidArgumentError unless every per-sample condition is for n samples, or one for all."""
+        for name, value in self.condition.items():
+            _per_sample(name, value, n)
+
+    def __repr__(self) -> str:
+        net = type(self.net).__name__ if self.module is not None else getattr(self.net, "__name__", repr(self.net))
+        return f"{type(self).__name__}({self.process}, {net}, predicts={self.predicts!r})"
+
+    def rows(self, index: Tensor) -> ScoreModel:
+        """The same model for the samples `index` `[b]` of its per-sample conditions."""
+        part = copy.copy(self)
+        part.condition = {
+            name: value[index.to(value.device)] if _is_per_sample(value) and value.shape[0] != 1 else value
+            for name, value in self.condition.items()
+        }
+        return part
+
+    @property
+    def module(self) -> torch.nn.Module | None:
+        """The `torch.nn.Module` behind `net`, if there is one: it has the dtype, device and training mode."""
+        for candidate in (self.net, getattr(self.net, "__self__", None), getattr(self.net, "func", None)):
+            if isinstance(candidate, torch.nn.Module):
+                return candidate
+        return None
+
+
+def _is_per_sample(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _per_sample(name: str, value: Any, batch: int) -> Any:
+    if not _is_per_sample(value) or value.shape[0] == batch:
+        return value
+    if value.shape[0] == 1:
+        return value.expand(batch, *value.shape[1:])
+    raise InvalidArgumentError(
+        f"condition {name!r} has shape {list(value.shape)} for a batch of {batch}: its first dimension must be the "
+        "batch or 1 (close over tensors that are not per sample: functools.partial(net, ...))"
+    )
+
+
+class Model(Protocol):
+    """What a solver asks for predictions: a score model, or anything that answers like one."""
+
+    @property
+    def process(self) -> Process: ...
+
+    def __call__(self, x: Tensor, level: Level, want: str | tuple[Tensor, Tensor] = "score") -> Tensor: ...
+
+
+def warn_if_training(model: Any) -> None:
+    """One warning for a network in training mode: dropout and batch norm would make the samples noisy and coupled."""
+    net = network(model)
+    if net is not None and any(part.training for part in net.modules()):
+        warn_caller(
+            f"the network {type(net).__name__} is in training mode, so dropout and batch norm are active; "
+            "call net.eval() before sampling"
+        )
+
+
+def network(model: Any) -> torch.nn.Module | None:
+    """The module behind a score model or the score of a ReverseSDE, if there is one."""
+    source = getattr(model, "score", model)
+    found = source if isinstance(source, torch.nn.Module) else getattr(source, "module", None)
+    return found if isinstance(found, torch.nn.Module) else None
+
+
+def place(model: Any, dtype: Any, device: torch.device | str | None) -> tuple[torch.dtype, torch.device]:
+    """Where and in what precision the states live: the caller's word, else the network's parameters."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InvalidTypeError(f"dtype must be a floating torch.dtype such as torch.float32, got {dtype!r}")
+    net = network(model)
+    weights = [] if net is None else [p for p in net.parameters() if p.is_floating_point()][:1]
+    if weights:
+        own_dtype, own_device = weights[0].dtype, weights[0].device
+    else:
+        mixture = getattr(getattr(model, "score", model), "mixture", None)
+        own_dtype, own_device = torch.float32, torch.device("cpu") if mixture is None else mixture.means.device
+    return dtype or own_dtype, own_device if device is None else torch.device(device)

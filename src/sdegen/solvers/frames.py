@@ -1,0 +1,392 @@
+r"""Frames: changes of variables `Y = x / scale`, `tau = clock`, in which the reverse process is `dY/dtau = rate Y + N`.
+
+With `y = x/alpha`, `s = sigma/alpha = exp(-lam)` every process has the same reverse family,
+`dy = (1 + eta^2) noise ds + eta sqrt(2 s) dw`, and the frames follow from it by the chain rule:
+
+    frame   scale                     clock      rate          N
+    DATA    alpha                     lam        -(1+eta^2)    (1+eta^2) data
+    NOISE   sigma                     lam        +1            -(1+eta^2) noise
+    SIGMA   alpha                     s          0             (1+eta^2) noise
+    ANGLE   hypot(alpha sd, sigma)    atan(s/sd) 0             sd/n noise - s/(n sd) data + eta^2 n/sd noise
+    FLOW    alpha + sigma             s/(1+s)    0             noise - data + eta^2 (1+s) noise
+    WIENER  alpha                     -log n     -(1+eta^2)    (1+eta^2) (data - sd^2/s noise)
+    TIME    1                         t          0             reverse drift
+
+where `n^2 = s^2 + sd^2`. WIENER's linear part is the exact reverse process, flow and law, of `N(0, sd^2)` data, on
+which its N vanishes for every eta; at sd = 0 it is DATA. `spread` is the standard deviation, in x, of the Ito integral
+over a step, which is exact in every frame but TIME (there it is Euler-Maruyama's `eta g sqrt(dt)`).
+docs/mathematics.md derives the table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.level import Level
+from sdegen.processes.process import Process
+from sdegen.processes.sde import SDE, ReverseSDE
+from sdegen.scores.model import Model
+from sdegen.solvers.eta import Eta
+from sdegen.tensors import combine, length, like, softplus
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Pair = tuple[Tensor, Tensor]
+
+
+def seventh_root(lam: Tensor) -> Tensor:
+    """`(sigma/alpha)^(1/7)`, a variable to interpolate N in: Karras et al.'s, in which N varies evenly."""
+    return torch.exp(-lam / 7)
+
+
+def log_snr(lam: Tensor) -> Tensor:
+    """lam itself, a variable to interpolate N in where the clock squeezes small levels together."""
+    return lam
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of the table above; calling one returns it with other options, `ANGLE(sigma_data=0.5)`.
+
+    `variable`, a function of lam, is what N is interpolated in, where that is not the clock: `sd.frames.log_snr` for
+    polynomials in log-SNR, `sd.frames.seventh_root` for `(sigma/alpha)^(1/7)`.
+    """
+
+    variable: Callable[[Tensor], Tensor] | None = None
+    weak_order: ClassVar[int] = 2
+    """The weak order that one normal per step allows with the frame's `spread`."""
+    exact: ClassVar[tuple[str, ...]] = ()
+    """Data on which N is constant along the probability flow: 'point', or 'gaussian' for `N(0, sigma_data^2)`."""
+    grouped: ClassVar[bool] = False
+    """Whether clock and weights have one entry per group of directions, `[G]`; for multistep methods at levels `[]`."""
+    lawful: ClassVar[bool] = False
+    """Whether `exact` holds for the law of every eta too: the linear part is the whole reverse SDE of such data."""
+    scaled: ClassVar[bool] = False
+    """Whether eta enters N as the factor `1 + eta^2` alone, so that values of N at eta = 0 serve every eta."""
+
+    def __call__(self, **options: Any) -> Self:
+        return replace(self, **options)
+
+    def rate(self, eta: Eta) -> Eta:
+        """The linear rate of the reverse process."""
+        return 0.0
+
+    def scale(self, level: Level) -> Tensor:
+        """`x = scale Y`."""
+        raise NotImplementedError
+
+    def clock(self, level: Level) -> Tensor:
+        """`tau` at a level."""
+        return self.tau(level.lam)
+
+    def tau(self, lam: Tensor) -> Tensor:
+        """`tau` as a function of lam."""
+        raise NotImplementedError
+
+    def pace(self, lam: Tensor) -> Tensor:
+        """`dtau/dlam`."""
+        raise NotImplementedError
+
+    def lam(self, tau: Tensor) -> Tensor:
+        """lam as a function of tau."""
+        raise NotImplementedError
+
+    def level(self, process: SDE, tau: Tensor) -> Level:
+        """The level of `process` at clock tau."""
+        return _linear(process, self).at(self.lam(tau))
+
+    def coordinate(self, level: Level) -> Tensor:
+        """Where a node at `level` sits for interpolation: its clock, or `variable(lam)`."""
+        return self.clock(level) if self.variable is None else self.variable(level.lam)
+
+    def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
+        """`N` as a pair (p, q) of the (data, noise) plane."""
+        raise NotImplementedError
+
+    def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
+        """The standard deviation, in x at `next`, of the noise gathered from now to next."""
+        raise NotImplementedError
+
+    def field(self, model: Model | ReverseSDE, x: Tensor, level: Level, eta: Eta, unit: bool = False) -> Tensor:
+        """`N` at x `[B, *S]`, or N without its factor `gain`."""
+        if isinstance(model, ReverseSDE):
+            raise InvalidTypeError(
+                f"frame {self} asks for predictions, and a ReverseSDE gives only drift and diffusion: pass the "
+                "ScoreModel itself, or use a solver in frame TIME (euler_maruyama(), RungeKutta(..., frame=sd.TIME))"
+            )
+        process = _linear(model.process, self)
+        return model(x, level, self.unit(process, level, eta) if unit else self.want(process, level, eta))
+
+    def join(self, now: Level, next: Level, *terms: tuple[Tensor, Tensor]) -> Tensor:
+        """`sum w v` over the weights and states of a step: x first where it is one of them, then values of N."""
+        return combine(*terms)
+
+    def kick(self, spread: Tensor, z: Tensor) -> Tensor:
+        """The noise of a step from unit normals z `[B, *S]`."""
+        return like(spread, z) * z
+
+    def gain(self, eta: Eta) -> Eta:
+        """The factor between N and `unit`."""
+        return 1 + eta * eta if self.scaled else 1.0
+
+    def unit(self, process: SDE, level: Level, eta: Eta) -> Pair:
+        """`want` without the factor `gain`: what a history holds, so that eta may change from step to step."""
+        return self.want(process, level, 0.0 if self.scaled else eta)
+
+    def __repr__(self) -> str:
+        chosen = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        options = ", ".join(f"{name}={getattr(value, '__name__', repr(value))}" for name, value in chosen)
+        return type(self).__name__.strip("_").upper() + (f"({options})" if options else "")
+
+
+def check_frame(frame: object) -> None:
+    """Raises InvalidTypeError unless `frame` is a Frame."""
+    if not isinstance(frame, Frame):
+        raise InvalidTypeError(f"frame must be one of sd.DATA, NOISE, SIGMA, ANGLE, FLOW, WIENER, TIME, got {frame!r}")
+
+
+def refuse_grouped(solver: object, frame: Frame) -> None:
+    """Raises InvalidArgumentError for a frame with several clocks, which a solver with stages cannot follow."""
+    if frame.grouped:
+        raise InvalidArgumentError(
+            f"{type(solver).__name__} has stages at one clock and {frame} has several: use sd.Multistep"
+        )
+
+
+def _linear(process: SDE, frame: Frame) -> Process:
+    if not isinstance(process, Process):
+        raise InvalidTypeError(f"frame {frame} needs a Process with alpha and sigma; {process} has only frame TIME")
+    return process
+
+
+def _half_variance(now: Level, next: Level) -> Tensor:
+    """`(s_now^2 - s_next^2) / s_next^2`."""
+    return torch.expm1(2 * (next.lam - now.lam))
+
+
+@dataclass(frozen=True, repr=False)
+class _Lam(Frame):
+    def clock(self, level: Level) -> Tensor:
+        return level.lam
+
+    def tau(self, lam: Tensor) -> Tensor:
+        return lam
+
+    def pace(self, lam: Tensor) -> Tensor:
+        return torch.ones_like(lam)
+
+    def lam(self, tau: Tensor) -> Tensor:
+        return tau
+
+
+@dataclass(frozen=True, repr=False)
+class _Data(_Lam):
+    exact = ("point",)
+    lawful = scaled = True
+
+    def rate(self, eta: Eta) -> Eta:
+        return -(1 + eta * eta)
+
+    def scale(self, level: Level) -> Tensor:
+        return level.alpha
+
+    def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
+        zero = torch.zeros_like(level.t)
+        return zero + (1 + eta * eta), zero
+
+    def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
+        return next.sigma * torch.sqrt(-torch.expm1(-2 * eta * eta * (next.lam - now.lam)))
+
+
+@dataclass(frozen=True, repr=False)
+class _Noise(_Lam):
+    exact = ("point",)
+    scaled = True
+
+    def rate(self, eta: Eta) -> Eta:
+        return 1.0
+
+    def scale(self, level: Level) -> Tensor:
+        return level.sigma
+
+    def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
+        zero = torch.zeros_like(level.t)
+        return zero, zero - (1 + eta * eta)
+
+    def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
+        return next.sigma * eta * torch.sqrt(_half_variance(now, next))
+
+
+@dataclass(frozen=True, repr=False)
+class _Sigma(Frame):
+    exact = ("point",)
+    scaled = True
+
+    def scale(self, level: Level) -> Tensor:
+        return level.alpha
+
+    def clock(self, level: Level) -> Tensor:
+        return level.sigma / level.alpha
+
+    def tau(self, lam: Tensor) -> Tensor:
+        return torch.exp(-lam)
+
+    def pace(self, lam: Tensor) -> Tensor:
+        return -torch.exp(-lam)
+
+    def lam(self, tau: Tensor) -> Tensor:
+        return -torch.log(tau)
+
+    def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
+        zero = torch.zeros_like(level.t)
+        return zero, zero + (1 + eta * eta)
+
+    def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
+        return next.sigma * eta * torch.sqrt(_half_variance(now, next))
+
+
+@dataclass(frozen=True, repr=False)
+class _OfWidth(Frame):
+    exact = ("gaussian",)
+    sigma_data: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_data < float("inf"):
+            raise InvalidArgumentError(f"sigma_data must be positive and finite, got {self.sigma_data}")
+
+
+@dataclass(frozen=True, repr=False)
+class _Angle(_OfWidth):
+    def scale(self, level: Level) -> Tensor:
+        return length(level.alpha * self.sigma_data, level.sigma)
+
+    def clock(self, level: Level) -> Tensor:
+        return torch.atan(level.sigma / (level.alpha * self.sigma_data))
+
+    def tau(self, lam: Tensor) -> Tensor:
+        return torch.atan(torch.exp(-lam) / self.sigma_data)
+
+    def pace(self, lam: Tensor) -> Tensor:
+        s = torch.exp(-lam) / self.sigma_data
+        return -s / (1 + s * s)
+
+    def lam(self, tau: Tensor) -> Tensor:
+        return -torch.log(self.sigma_data * torch.tan(tau))
+
+    def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
+        s = level.sigma / level.alpha
+        n = length(s, self.sigma_data)
+        return -s / (n * self.sigma_data), self.sigma_data / n + eta * eta * n / self.sigma_data
+
+    def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
+        share = (next.sigma / self.scale(next)) ** 2
+        return self.scale(next) * eta * torch.sqrt(torch.log1p(share * _half_variance(now, next)))
+
+
+@dataclass(frozen=True, repr=False)
+class _Wiener(_OfWidth):
+    lawful = scaled = True
+
+    def rate(self, eta: Eta) -> Eta:
+        return -(1 + eta * eta)
+
+    def scale(self, level: Level) -> Tensor:
+        return level.alpha
+
+    def tau(self, lam: Tensor) -> Tensor:
+        # log n = log sd + log(1 + (s/sd)^2) / 2
+        return -math.log(self.sigma_data) - softplus(-2 * (lam + math.log(self.sigma_data))) / 2
+
+    def pace(self, lam: Tensor) -> Tensor:
+        return torch.sigmoid(-2 * (lam + math.log(self.sigma_data)))
+
+    def lam(self, tau: Tensor) -> Tensor:
+        return -(torch.log(torch.expm1(-2 * (tau + math.log(self.sigma_data)))) / 2 + math.log(self.sigma_data))
+
+    def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
+        gain = torch.zeros_like(level.t) + (1 + eta * eta)
+        return gain, -gain * self.sigma_data**2 * level.alpha / level.sigma
+
+    def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
+        s = next.sigma / next.alpha
+        n = length(s, self.sigma_data)
+        return next.alpha * n * torch.sqrt(-torch.expm1(-2 * eta * eta * (self.clock(next) - self.clock(now))))
+
+
+@dataclass(frozen=True, repr=False)
+class _Flow(Frame):
+    exact = ("point",)
+
+    def scale(self, level: Level) -> Tensor:
+        return level.alpha + level.sigma
+
+    def clock(self, level: Level) -> Tensor:
+        return level.sigma / (level.alpha + level.sigma)
+
+    def tau(self, lam: Tensor) -> Tensor:
+        return torch.exp(-softplus(lam))
+
+    def pace(self, lam: Tensor) -> Tensor:
+        return -torch.exp(-softplus(lam) - softplus(-lam))
+
+    def lam(self, tau: Tensor) -> Tensor:
+        return torch.log1p(-tau) - torch.log(tau)
+
+    def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
+        one = torch.ones_like(level.t)
+        return -one, one + eta * eta * (1 + level.sigma / level.alpha)
+
+    def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
+        # int 2 s ds / (1 + s)^2 with r the relative change of 1 + s, so that a short step keeps its digits
+        s_now, s_next = now.sigma / now.alpha, next.sigma / next.alpha
+        change = s_next * s_next * _half_variance(now, next) / (s_now + s_next)
+        r = change / (1 + s_next)
+        variance = 2 * (torch.log1p(r) - change / ((1 + s_now) * (1 + s_next)))
+        return self.scale(next) * eta * torch.sqrt(variance)
+
+
+@dataclass(frozen=True, repr=False)
+class _Time(Frame):
+    weak_order = 1
+
+    def __post_init__(self) -> None:
+        if self.variable is not None:
+            raise InvalidArgumentError("frame TIME interpolates in its own clock, t; leave variable out")
+
+    def scale(self, level: Level) -> Tensor:
+        return torch.ones_like(level.t)
+
+    def clock(self, level: Level) -> Tensor:
+        return level.t
+
+    def level(self, process: SDE, tau: Tensor) -> Level:
+        return process.level(tau)
+
+    def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
+        process = _linear(process, self)
+        d_alpha, d_sigma = process.rates(level.t)
+        # -(eta^2/2) g^2 score = (eta^2/2) g^2/sigma noise
+        return d_alpha, d_sigma + eta * eta * (d_sigma - level.sigma * d_alpha / level.alpha)
+
+    def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
+        return eta * torch.sqrt(_linear(process, self).variance_rate(now.t) * (now.t - next.t))
+
+    def field(self, model: Model | ReverseSDE, x: Tensor, level: Level, eta: Eta, unit: bool = False) -> Tensor:
+        return model.drift(x, level.t) if isinstance(model, ReverseSDE) else super().field(model, x, level, eta, unit)
+
+
+DATA = _Data()
+NOISE = _Noise()
+SIGMA = _Sigma()
+ANGLE = _Angle()
+FLOW = _Flow()
+WIENER = _Wiener()
+TIME = _Time()

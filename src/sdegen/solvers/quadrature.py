@@ -1,0 +1,250 @@
+r"""The one formula: integrate exactly, against an exponential kernel, the polynomial through a chosen set of nodes.
+
+In a frame `dY/dtau = a Y + N`, so `Y(h) = e^{ah} Y(0) + int_0^h e^{a(h-u)} N(u) du`. With N the polynomial through
+nodes `(u_j, N_j)`, in Newton form `N(u) = sum_k N[u_0..u_k] prod_{i<k} (u - u_i)`,
+
+    int = sum_k N[u_0..u_k] I_k = sum_j w_j N_j,   I_k = int_0^h e^{a(h-u)} prod_{i<k} (u - u_i) du,
+    w_j = sum_{k>=j} I_k / prod_{i<=k, i!=j} (u_j - u_i),
+
+and the last term, k = m - 1, is the difference to the polynomial of one degree less: the local error estimate.
+The I_k come from the moments `int e^{a(h-u)} u^n du = n! h^{n+1} phi_{n+1}(a h)` (Hochbruck & Ostermann 2010, eq. 2.10
+and sec. 2.5). A node far away has no weight: history that does not exist yet is a node at `FAR`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdegen.level import Level
+from sdegen.solvers.eta import ByLevel, Eta, StepEta, of_step
+from sdegen.solvers.frames import DATA, Frame
+
+FAR = 1e20
+_SERIES = 26
+_NEAR = 1.5
+_TOP = 8
+_INVERSE_FACTORIALS = torch.tensor(
+    [[1 / math.factorial(n + k) for k in range(1, _TOP + 1)] for n in range(_SERIES + 1)], dtype=torch.float64
+)
+_SAME = torch.eye(_TOP, dtype=torch.bool)
+_LATER = torch.ones(_TOP, _TOP, dtype=torch.bool).triu()
+_GAUSS = tuple(torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(24))  # points and masses on [-1, 1]
+
+
+class Node(NamedTuple):
+    """A value of N `[B, *S]`, and where it sits for interpolation (`Frame.coordinate`), `[]` or `[B]`."""
+
+    at: Tensor
+    value: Tensor
+
+
+def phi(z: Tensor, count: int) -> Tensor:
+    """`phi_1(z)..phi_count(z)` `[..., count]`, `phi_0 = e^z`, `phi_{k+1} = (phi_k - 1/k!)/z`.
+
+    The series for `|z| < 1.5`, where the recursion cancels; the recursion elsewhere. No branch.
+    """
+    near = z.abs() < _NEAR
+    small, large = torch.where(near, z, 0.0), torch.where(near, 1.0, z)
+    terms = torch.cat([torch.ones_like(z)[..., None], small[..., None].expand(*z.shape, _SERIES)], -1)
+    powers, table = torch.cumprod(terms, -1), _INVERSE_FACTORIALS[:, :count].to(z.device)
+    series = (powers[..., None] * table).sum(-2)
+    # phi_1 and then the recursion, whose rounding error of eps/|z|^k is harmless out here
+    chain = [torch.expm1(large) / large]
+    for k in range(1, count):
+        chain.append((chain[-1] - 1 / math.factorial(k)) / large)
+    return torch.where(near[..., None], series, torch.stack(chain, -1))
+
+
+def _moments(a: Eta, h: Tensor, count: int) -> list[Tensor]:
+    """`int_0^h e^{a(h-u)} u^n du`, n = 0..count-1, each `[]` or `[B]`."""
+    if count == 1 and isinstance(a, float) and abs(a) > 1e-6:
+        return [torch.expm1(a * h) / a]
+    if isinstance(a, float) and a == 0.0:
+        powers = [h]
+        for _ in range(1, count):
+            powers.append(powers[-1] * h)
+        return [p / (n + 1) for n, p in enumerate(powers)]
+    phis = phi(a * h, count)
+    moments, factor = [], h
+    for n in range(count):
+        moments.append(factor * phis[..., n])
+        factor = factor * h * (n + 1)
+    return moments
+
+
+def _newton(moments: list[Tensor], us: Tensor) -> list[Tensor]:
+    """`I_k` from the moments: multiplying by `u - u_k` takes one moment less each time."""
+    row, integrals = moments, [moments[0]]
+    for k in range(len(moments) - 1):
+        u = us[..., k]
+        row = [higher - u * lower for higher, lower in zip(row[1:], row[:-1])]
+        integrals.append(row[0])
+    return integrals
+
+
+def _weights(integrals: Tensor, us: Tensor) -> tuple[Tensor, Tensor]:
+    """Node weights `[..., m]` from the I_k `[..., m]`, and the part of the last Newton term."""
+    if us.shape[-1] == 1:
+        return integrals, integrals
+    terms = _terms(integrals, us)
+    return terms.sum(-1), terms[..., -1]
+
+
+def _terms(integrals: Tensor, us: Tensor) -> Tensor:
+    """The weights `[..., j, k]` of node j in the k-th Newton term."""
+    m = us.shape[-1]
+    same, later = _SAME[:m, :m].to(us.device), _LATER[:m, :m].to(us.device)
+    gaps = us[..., :, None] - us[..., None, :]
+    products = torch.cumprod(torch.where(same, 1.0, gaps), -1)  # [j, k] = prod_{i<=k, i!=j} (u_j - u_i)
+    return torch.where(later, integrals[..., None, :] / products, 0.0)
+
+
+def quadrature(a: Eta, h: Tensor, us: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights `[..., m]` of `int_0^h e^{a(h-u)} N(u) du` for nodes at `us` `[..., m]`; the last Newton term's.
+
+    a: rate, h: step `[...]`; nodes distinct, in any order. Exact for N a polynomial of degree below m.
+    """
+    m = us.shape[-1]
+    return _weights(torch.stack(_newton(_moments(a, h, m), us), -1), us)
+
+
+class Weights(NamedTuple):
+    """A step in x: `x_next = decay x + sum_j nodes[..., j] N_j`; `last` is the part of the last Newton term.
+
+    decay `[...]`, nodes and last `[..., m]`, for levels of shape `[...]`.
+    """
+
+    decay: Tensor
+    nodes: Tensor
+    last: Tensor
+
+
+def weights(
+    frame: Frame,
+    eta: Eta | StepEta,
+    now: Level,
+    next: Level,
+    at: Tensor,
+    *,
+    unit: bool = False,
+    pair: str = "exact",
+) -> Weights:
+    """The weights of steps from now to next through nodes at coordinates `at` `[..., m]`, for levels `[...]`.
+
+    eta: constant over each step, or a function of the step; one that is `ByLevel` changes inside of it, in DATA.
+    unit: the nodes hold N without its factor `frame.gain`. pair: how a polynomial through two nodes counts, whether
+    there are two or the others are far: 'exact' by its integral; 'midpoint' by its value in the middle of the step
+    times I_0; 'flat' by its value at now times I_0 and, without the kernel, its slope times h^2/2. All agree to h^3.
+    """
+    integrals = _integrals(frame, eta, now, next, at, pair)
+    nodes, last = _weights(integrals, at)
+    decay, scale = _outside(frame, eta, now, next, unit)
+    return Weights(decay, scale[..., None] * nodes, scale[..., None] * last)
+
+
+def newton(
+    frame: Frame, eta: Eta | StepEta, now: Level, next: Level, at: Tensor, *, unit: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The decay `[...]` of `weights`, and its node weights term by term: `[..., j, k]`, of node j in Newton term k.
+
+    The sum over k < n is the step through the first n nodes, and term n its difference to the one through n + 1.
+    """
+    decay, scale = _outside(frame, eta, now, next, unit)
+    return decay, scale[..., None, None] * _terms(_integrals(frame, eta, now, next, at, "exact"), at)
+
+
+def _outside(frame: Frame, eta: Eta | StepEta, now: Level, next: Level, unit: bool) -> tuple[Tensor, Tensor]:
+    """What a step multiplies x and the integral with."""
+    step_eta = of_step(eta, now, next)
+    a, scale = frame.rate(step_eta), frame.scale(next)
+    decay = scale / frame.scale(now)
+    if not (isinstance(a, float) and a == 0.0):
+        decay = decay * torch.exp(a * (frame.clock(next) - frame.clock(now)))
+    if unit and _inner(eta, frame) is None:
+        scale = scale * frame.gain(step_eta)
+    return decay, scale
+
+
+def _inner(eta: Eta | StepEta, frame: Frame) -> ByLevel | None:
+    """An eta that changes inside of a step."""
+    return eta if isinstance(eta, ByLevel) and isinstance(frame, type(DATA)) else None
+
+
+def _integrals(frame: Frame, eta: Eta | StepEta, now: Level, next: Level, at: Tensor, pair: str) -> Tensor:
+    """The I_k `[..., m]`, the second one as `pair` says."""
+    step_eta = of_step(eta, now, next)
+    inner = _inner(eta, frame)
+    a, start = frame.rate(step_eta), frame.clock(now)
+    h = frame.clock(next) - start
+    if frame.variable is None and inner is None:
+        integrals = torch.stack(_newton(_moments(a, h, at.shape[-1]), at - start[..., None]), -1)
+        middle = start + h / 2
+    else:
+        integrals = _by_gauss(a, frame, now, next, at, inner)
+        middle = _coordinate(frame, (now.lam + next.lam) / 2)
+    if pair != "exact" and at.shape[-1] > 1:
+        size, begin = integrals[..., 0], frame.coordinate(now)
+        first = size * (begin - at[..., 0]) + (size if pair == "midpoint" else h) * (middle - begin)
+        if at.shape[-1] > 2:
+            first = torch.where(at[..., 2].abs() >= FAR / 2, first, integrals[..., 1])
+        integrals = torch.cat([integrals[..., :1], first[..., None], integrals[..., 2:]], -1)
+    return integrals
+
+
+def _coordinate(frame: Frame, lam: Tensor) -> Tensor:
+    return frame.tau(lam) if frame.variable is None else frame.variable(lam)
+
+
+def _by_gauss(a: Eta, frame: Frame, now: Level, next: Level, at: Tensor, inner: ByLevel | None) -> Tensor:
+    """The I_k `[..., m]` for a polynomial in `frame.variable` or an eta that changes inside: Gauss-Legendre in lam."""
+    points, masses = (v.to(at.device) for v in _GAUSS)
+    start, end = now.lam[..., None], next.lam[..., None]
+    lams = start + (end - start) * (1 + points) / 2
+    kernel = (end - start) / 2 * masses * frame.pace(lams)
+    if inner is not None:
+        kernel = kernel * inner.gain(lams) * torch.exp(inner.integral(lams) - inner.integral(end))
+    elif not (isinstance(a, float) and a == 0.0):
+        a = a[..., None] if isinstance(a, Tensor) and a.ndim else a
+        kernel = kernel * torch.exp(a * (frame.tau(end) - frame.tau(lams)))
+    here = _coordinate(frame, lams)
+    integrals, basis = [], kernel
+    for k in range(at.shape[-1]):
+        integrals.append(basis.sum(-1))
+        basis = basis * (here - at[..., k, None])
+    return torch.stack(integrals, -1)
+
+
+def integrate(
+    frame: Frame, eta: Eta, x: Tensor, now: Level, next: Level, nodes: Sequence[Node], estimate: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """x `[B, *S]` carried from now to next through the polynomial of the nodes, and the last Newton term as its error.
+
+    Deterministic part only; in working precision (float32 for half-precision states). The error costs a second pass
+    over the nodes, so it is computed only for `estimate=True` and two or more nodes; None otherwise.
+    """
+    start = frame.clock(now)
+    at = torch.stack([node.at.expand_as(start) for node in nodes], -1)
+    step = weights(frame, eta, now, next, at)
+    return assemble(frame, step, now, next, x, [node.value for node in nodes], estimate)
+
+
+def assemble(
+    frame: Frame,
+    step: Weights,
+    now: Level,
+    next: Level,
+    x: Tensor,
+    values: Sequence[Tensor],
+    estimate: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`decay x + sum_j w_j N_j` for values N_j `[B, *S]`, and its last Newton term where asked for."""
+    out = frame.join(now, next, (step.decay, x), *zip(step.nodes.unbind(-1), values))
+    if not estimate or len(values) < 2:
+        return out, None
+    return out, frame.join(now, now, *zip(step.last.unbind(-1), values))
