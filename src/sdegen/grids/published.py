@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.grids.times import check_steps, check_times
-from sdegen.processes.process import Process
+from sdegen.errors import InvalidArgumentError
+from sdegen.grids.times import check_steps, check_times, with_levels
 from sdegen.processes.schedules import DiscreteVP
 from sdegen.processes.sde import SDE
 
@@ -28,27 +27,28 @@ _ROUNDED = 0.02
 def from_sigmas(process: SDE, n: int, sigmas: Sequence[float] = AYS_SD15) -> Tensor:
     """n steps through published levels `sigma/alpha`, falling; log-linear between them where n is another number.
 
-    So Align Your Steps is `functools.partial(from_sigmas, sigmas=AYS_SDXL)`; with n = len(sigmas) - 1 it is exactly the
-    levels given. It runs from the first to the last of them. Raises InvalidArgumentError unless they fall, are positive
-    and lie inside the process's span (levels beyond an end by less than 2 % are set to it: published ones are rounded).
+    Align Your Steps is `functools.partial(from_sigmas, sigmas=AYS_SDXL)`; with n = len(sigmas) - 1 it is exactly the
+    levels given. Levels beyond an end of the process by less than 2 % are set to it, as published ones are rounded.
+
+    Raises:
+        InvalidArgumentError: sigmas that do not fall, are not positive, or lie outside of the process's span.
+        InvalidTypeError: an SDE without alpha and sigma.
     """
-    if not isinstance(process, Process):
-        raise InvalidTypeError(f"from_sigmas needs a Process with alpha and sigma, got {process}")
+    linear = with_levels(process)
     n, lams = check_steps(n), -torch.log(torch.as_tensor(sigmas, dtype=torch.float64))
     if lams.ndim != 1 or len(lams) < 2 or not bool((lams.diff() > 0).all()) or not bool(lams.isfinite().all()):
         raise InvalidArgumentError(f"sigmas must be positive, finite and fall, got {list(sigmas)}")
-    span = [process.level(t).lam for t in (process.t_max, process.t_min)]
-    if float(lams[0]) < float(span[0]) - _ROUNDED or float(lams[-1]) > float(span[1]) + _ROUNDED:
-        low, high = (float(torch.exp(-lam)) for lam in reversed(span))
+    first, last = (linear.level(t).lam for t in (process.t_max, process.t_min))
+    if float(lams[0]) < float(first) - _ROUNDED or float(lams[-1]) > float(last) + _ROUNDED:
         raise InvalidArgumentError(
             f"sigmas run from {float(sigmas[0]):g} to {float(sigmas[-1]):g}, beyond the levels of {process}, "
-            f"{high:g} to {low:g}: leave out those beyond, or widen the process"
+            f"{float(torch.exp(-first)):g} to {float(torch.exp(-last)):g}: leave out those beyond, or widen the process"
         )
     place = torch.linspace(0.0, len(lams) - 1, n + 1, dtype=torch.float64)
     k = place.floor().long().clamp(max=len(lams) - 2)
     part = place - k
-    inside = ((1 - part) * lams[k] + part * lams[k + 1]).clamp(span[0], span[1])
-    return check_times(process.at(inside).t, process)
+    inside = ((1 - part) * lams[k] + part * lams[k + 1]).clamp(first, last)
+    return check_times(linear.at(inside).t, process)
 
 
 def timesteps(n: int, spacing: str = "leading", steps: int = 1000, offset: int = 0) -> Tensor:
@@ -75,17 +75,22 @@ def timesteps(n: int, spacing: str = "leading", steps: int = 1000, offset: int =
 
 def leading(process: SDE, n: int, offset: int = 0) -> Tensor:
     """n steps between the n + 1 time steps of DDPM's 'leading' spacing; offset 1 is that of Stable Diffusion."""
-    return _discrete(process, timesteps(check_steps(n) + 1, "leading", _steps(process), offset))
+    return _discrete(process, n, "leading", offset)
 
 
 def trailing(process: SDE, n: int) -> Tensor:
     """n steps between the n + 1 time steps of the 'trailing' spacing, which starts at the last one."""
-    return _discrete(process, timesteps(check_steps(n) + 1, "trailing", _steps(process)))
+    return _discrete(process, n, "trailing")
 
 
 def linspace(process: SDE, n: int) -> Tensor:
     """n steps between the n + 1 time steps of the 'linspace' spacing, from the last to the first."""
-    return _discrete(process, timesteps(check_steps(n) + 1, "linspace", _steps(process)))
+    return _discrete(process, n, "linspace")
+
+
+def _discrete(process: SDE, n: int, spacing: str, offset: int = 0) -> Tensor:
+    n, steps = check_steps(n), _steps(process)
+    return check_times((timesteps(n + 1, spacing, steps, offset) + 1).double() / steps, process)
 
 
 def _steps(process: SDE) -> int:
@@ -98,7 +103,3 @@ def _steps(process: SDE) -> int:
             f"{process.t_max:g}]. Use grids.by_time"
         )
     return 1000
-
-
-def _discrete(process: SDE, indices: Tensor) -> Tensor:
-    return check_times((indices + 1).double() / _steps(process), process)

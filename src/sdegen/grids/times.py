@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.processes.process import Process
 from sdegen.processes.sde import SDE
 from sdegen.tensors import readable
 
@@ -50,6 +51,15 @@ def check_times(times: Any, sde: SDE | None = None) -> Tensor:
     if sde is None:
         return values
     return in_span(values, float(values.min()), float(values.max()), sde, rounding(times))
+
+
+def with_levels(process: SDE) -> Process:
+    """The process, or an error where it has no alpha and sigma."""
+    if not isinstance(process, Process):
+        raise InvalidTypeError(
+            f"a grid of noise levels needs a Process with alpha and sigma, got {process}; use grids.by_time"
+        )
+    return process
 
 
 def rounding(times: object) -> float:
