@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import pickle
+
 import pytest
 import torch
 from problems import F64, PROCESSES, gaussian, mixture
@@ -241,3 +245,38 @@ def test_tiny_noise_keeps_its_digits(process):
     lams = torch.tensor([9.99, 10.01, 19.9, 20.1], dtype=F64)
     lams = lams[lams < process.level(process.t_min).lam]
     torch.testing.assert_close(process.at(lams).lam, lams, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "right"),
+    [
+        (sd.VP, "betamin", "beta_min"),
+        (sd.SubVP, "beta_maks", "beta_max"),
+        (sd.VE, "sigmamax", "sigma_max"),
+        (sd.EDM, "sigma_mni", "sigma_min"),
+        (sd.Cosine, "tmax", "t_max"),
+        (sd.Flow, "t_mn", "t_min"),
+        (sd.DiscreteVP, "beta", "betas"),
+        (sd.LinearSDE, "data_covs", "data_cov"),
+        (sd.CLD, "frictoin", "friction"),
+        (sd.OU, "tmax", "t_max"),
+        (sd.GaussianMixture, "std", "stds"),
+        (sd.Gaussian, "covs", "cov"),
+    ],
+)
+def test_a_misspelled_keyword_is_answered_by_the_right_one(make, wrong, right):
+    message = rf"^{make.__name__}\(\) got an unknown keyword '{wrong}': did you mean '{right}'\?$"
+    with pytest.raises(sd.InvalidTypeError, match=message):
+        make(**{wrong: 0.1})
+    assert right in inspect.signature(make).parameters
+
+
+def test_classes_with_checked_keywords_stay_dataclasses():
+    process = sd.VP(0.2, t_max=0.9)
+    assert repr(process) == "VP(beta_min=0.2, beta_max=20.0, t_min=0.001, t_max=0.9)"
+    assert pickle.loads(pickle.dumps(process)) == process == dataclasses.replace(sd.VP(0.2), t_max=0.9)
+    assert list(inspect.signature(sd.VP).parameters) == [field.name for field in dataclasses.fields(sd.VP)]
+    with pytest.raises(sd.InvalidTypeError, match="did you mean 't_max'"):
+        dataclasses.replace(process, tmax=1.0)
+    with pytest.raises(sd.InvalidTypeError, match=r"CLD\(\) got an unknown keyword 'A'"):
+        sd.CLD(A=[[1.0]])  # which LinearSDE, its base, does take

@@ -9,13 +9,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-
-if TYPE_CHECKING:
-    pass
-
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,17 +53,31 @@ def unknown_keywords(function: str, got: Iterable[str], allowed: Iterable[str]) 
     return InvalidTypeError(f"{function}() got an unknown keyword {name!r}: {hint(name, sorted(allowed), 'it takes')}")
 
 
-def strict_keywords(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, with an unknown keyword answered by a TypeError that names the closest known one."""
-    known = set(inspect.signature(function).parameters)
+def strict_keywords(target: Callable[P, R]) -> Callable[P, R]:
+    """A function or a class, which answers an unknown keyword with a TypeError that names the closest known one.
+
+    A class keeps its signature and its type: only `__init__` is wrapped, so it stands above `@dataclass`.
+    """
+    known = set(inspect.signature(target).parameters)
+    function: Callable[..., Any] = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
 
     @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: Any, **kwargs: Any) -> Any:
         if not kwargs.keys() <= known:
-            raise unknown_keywords(function.__name__, kwargs.keys() - known, known)
+            raise unknown_keywords(target.__name__, kwargs.keys() - known, known)
         return function(*args, **kwargs)
 
-    return call
+    if not isinstance(target, type):
+        return call
+    target.__init__ = call  # type: ignore[misc]
+    return target
+
+
+def check_positive(**values: float) -> None:
+    """Raises InvalidArgumentError unless all values, given by their names, are positive and finite."""
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise InvalidArgumentError(f"{name} must be positive and finite, got {value}")
 
 
 def warn_caller(message: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, check_positive
 from sdegen.grids.times import Grid, check_steps, check_times, with_levels
 from sdegen.processes.process import check_levels
 from sdegen.processes.sde import SDE
@@ -34,7 +34,7 @@ def by_snr(process: SDE, n: int, *, start: Time = None, end: Time = None) -> Ten
 
 def karras(process: SDE, n: int, rho: float = 7.0, *, start: Time = None, end: Time = None) -> Tensor:
     """n steps, uniform in `(sigma/alpha)^(1/rho)` (Karras et al. 2022, eq. 5)."""
-    _check_positive(rho=rho)
+    check_positive(rho=rho)
     return _in_lam(process, n, start, end, lambda part, a, b: karras_lams(part, a, b, rho))
 
 
@@ -48,7 +48,7 @@ def exponential(process: SDE, n: int, rho: float = 1.0, *, start: Time = None, e
 
     k-diffusion's exponential and polyexponential schedules.
     """
-    _check_positive(rho=rho)
+    check_positive(rho=rho)
     return _in_lam(process, n, start, end, lambda part, a, b: b + (1 - part).pow(rho) * (a - b))
 
 
@@ -60,7 +60,7 @@ def angular(
     The density in lam is `1 / cosh((lam + log center)/rho)`: large rho is `by_snr`, rho = 1 and center = 1 is `cosine`.
     The grid of `default()`; docs/accuracy.md has how its parameters were chosen.
     """
-    _check_positive(rho=rho, center=center)
+    check_positive(rho=rho, center=center)
 
     def place(part: Tensor, *ends: Tensor) -> Tensor:
         first, last = (torch.atan(torch.exp(-(lam + math.log(center)) / rho)) for lam in ends)
@@ -79,7 +79,7 @@ def quadratic(process: SDE, n: int, rho: float = 2.0, *, start: Time = None, end
 
     Raises InvalidArgumentError where times are negative.
     """
-    _check_positive(rho=rho)
+    check_positive(rho=rho)
     if (process.t_min if end is None else end) < 0:
         raise InvalidArgumentError(f"quadratic takes roots of times, and {process} has t_min={process.t_min:g}")
     return _in_time(process, n, start, end, lambda part, a, b: _line(part, a.pow(1 / rho), b.pow(1 / rho)).pow(rho))
@@ -91,7 +91,7 @@ def beta(process: SDE, n: int, a: float = 0.6, b: float = 0.6, *, start: Time = 
     diffusers' and ComfyUI's beta schedules, which take quantiles of sigma and of t. Raises ModuleNotFoundError without
     scipy, which has the quantiles.
     """
-    _check_positive(a=a, b=b)
+    check_positive(a=a, b=b)
     from scipy.special import betaincinv
 
     def place(part: Tensor, first: Tensor, last: Tensor) -> Tensor:
@@ -126,12 +126,6 @@ def graded(process: SDE, n: int, grid: Grid = by_snr, halvings: int = 20) -> Ten
     times = grid(process, n)
     part = torch.exp2(-torch.arange(check_steps(halvings, "halvings"), 0, -1, dtype=torch.float64))
     return check_times(torch.cat([times[:1], _line(part, times[0], times[1]), times[1:]]), process)
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise InvalidArgumentError(f"{name} must be positive and finite, got {value}")
 
 
 def _line(part: Tensor, first: Tensor, last: Tensor) -> Tensor:

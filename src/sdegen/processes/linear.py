@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_positive, strict_keywords
 from sdegen.level import Level, check_span
 from sdegen.processes.sde import SDE
 from sdegen.tensors import as_time, like, numbers, readable
@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 
 Rate = float | Callable[[Tensor], Tensor]
 _TERMS = 16  # the series at |A| h <= 1/4: what is left is below 1e-20
-_GAUSS = 32
+_POINTS, _MASSES = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(32))
+_GAUSS = ((_POINTS + 1) / 2, _MASSES / 2)  # on [0, 1]
 
 
+@strict_keywords
 @dataclass(frozen=True, eq=False)
 class LinearSDE(SDE):
     """`dx = beta(t) A x dt + sqrt(beta(t)) B dw` on samples of D0 n elements, A `[D0, D0]`, B `[D0, M0]`.
@@ -74,13 +76,11 @@ class LinearSDE(SDE):
             raise InvalidArgumentError(
                 f"A must be [D0, D0] and B [D0, M0], got {list(A.shape)} and {list(B.shape)}; one number is [[value]]"
             )
-        object.__setattr__(self, "A", A)
-        object.__setattr__(self, "B", B)
-        if self.data_cov is not None:
-            cov = numbers("data_cov", self.data_cov)
-            if cov.shape != A.shape:
-                raise InvalidArgumentError(f"data_cov must be {list(A.shape)}, as A, got {list(cov.shape)}")
-            object.__setattr__(self, "data_cov", cov)
+        cov = None if self.data_cov is None else numbers("data_cov", self.data_cov)
+        if cov is not None and cov.shape != A.shape:
+            raise InvalidArgumentError(f"data_cov must be {list(A.shape)}, as A, got {list(cov.shape)}")
+        for name, value in (("A", A), ("B", B), ("data_cov", cov)):
+            object.__setattr__(self, name, value)
         ends = torch.linspace(self.t_min, self.t_max, 33, dtype=torch.float64)
         if not bool((self.rate(ends) > 0).all()):
             raise InvalidArgumentError(f"beta must be positive on [{self.t_min:g}, {self.t_max:g}]")
@@ -105,7 +105,7 @@ class LinearSDE(SDE):
         length = t - (self.t_min if start is None else as_time(start))
         if not callable(self.beta):
             return self.beta * length
-        nodes, weights = (torch.from_numpy(v).to(t.device) for v in _legendre())
+        nodes, weights = (v.to(t.device) for v in _GAUSS)
         inside = t[..., None] - length[..., None] * (1 - nodes)
         total: Tensor = length * (self.rate(inside) * weights).sum(-1)
         return total
@@ -126,11 +126,9 @@ class LinearSDE(SDE):
         n, B, shape = self.blocks(x), self.B.to(x), x.shape[1:]
         root = like(self.rate(t).sqrt(), x)
         if self._diagonal:
-            g: Tensor = root * B.diagonal().repeat_interleave(n).reshape(shape).expand(len(x), *shape)
-            return g
+            return root * B.diagonal().repeat_interleave(n).reshape(shape).expand(x.shape)
         wide = torch.kron(B, torch.eye(n, dtype=x.dtype, device=x.device)).reshape(*shape, -1)
-        g = (root[..., None] if root.ndim else root) * wide.expand(len(x), *wide.shape)
-        return g
+        return (root[..., None] if root.ndim else root) * wide.expand(len(x), *wide.shape)
 
     @cached_property
     def _diagonal(self) -> bool:
@@ -192,6 +190,7 @@ class LinearSDE(SDE):
         return n
 
 
+@strict_keywords
 @dataclass(frozen=True, eq=False)
 class CLD(LinearSDE):
     """Critically damped Langevin dynamics: positions and velocities, noise on the velocities alone.
@@ -220,9 +219,7 @@ class CLD(LinearSDE):
 
     def __post_init__(self) -> None:
         friction = 2 * math.sqrt(max(self.mass, 0.0)) if self.friction is None else self.friction
-        for name, value in (("mass", self.mass), ("friction", friction), ("gamma", self.gamma)):
-            if not 0 < value < math.inf:
-                raise InvalidArgumentError(f"{name} must be positive and finite, got {value}")
+        check_positive(mass=self.mass, friction=friction, gamma=self.gamma)
         object.__setattr__(self, "A", [[0.0, 1 / self.mass], [-1.0, -friction / self.mass]])
         object.__setattr__(self, "B", [[0.0, 0.0], [0.0, math.sqrt(2 * friction)]])
         super().__post_init__()
@@ -232,9 +229,18 @@ class CLD(LinearSDE):
         return mixture.beside(self.gamma * self.mass)
 
 
-def OU(rate: float = 1.0, noise: float = math.sqrt(2.0), **options: Any) -> LinearSDE:
-    """The Ornstein-Uhlenbeck process `dx = -rate x dt + noise dw`, on samples of any shape; options of `LinearSDE`."""
-    return LinearSDE([[-float(rate)]], [[float(noise)]], **options)
+@strict_keywords
+def OU(
+    rate: float = 1.0,
+    noise: float = math.sqrt(2.0),
+    *,
+    beta: Rate = 1.0,
+    t_min: float = 0.0,
+    t_max: float = 1.0,
+    data_cov: Any = None,
+) -> LinearSDE:
+    """The Ornstein-Uhlenbeck process `dx = -rate x dt + noise dw`, on samples of any shape; the rest as `LinearSDE`."""
+    return LinearSDE([[-float(rate)]], [[float(noise)]], beta, t_min, t_max, data_cov)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,8 +283,3 @@ def _root(cov: Tensor) -> Tensor:
     e, basis = torch.linalg.eigh(cov / (scale[..., :, None] * scale[..., None, :]))
     root: Tensor = scale[..., None] * basis * e.clamp(min=0.0).sqrt()[..., None, :]
     return root
-
-
-def _legendre() -> tuple[np.ndarray, np.ndarray]:
-    nodes, weights = np.polynomial.legendre.leggauss(_GAUSS)
-    return (nodes + 1) / 2, weights / 2

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.processes.process import Process
 from sdegen.tensors import as_time, length, softplus
 
@@ -23,8 +23,8 @@ def _check_range(name: str, low: float, high: float, top: float = math.inf) -> N
         raise InvalidArgumentError(f"{name} needs 0 < minimum < maximum, {bound}; got {low} and {high}")
 
 
-class _VariancePreserving(Process):
-    """`alpha^2 + sigma^2 = 1`, given by log alpha."""
+class _ByLogAlpha(Process):
+    """Given by log alpha and its derivative; variance preserving, `alpha^2 + sigma^2 = 1`, unless sigma says more."""
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor: ...
@@ -44,13 +44,14 @@ class _VariancePreserving(Process):
         return alpha * d_log, -alpha * alpha * d_log / self.sigma(t)
 
 
-class _LinearBeta:
+@dataclass(frozen=True)
+class _LinearBeta(_ByLogAlpha):
     """`log alpha = -(beta_max - beta_min) t^2 / 4 - beta_min t / 2` (Song et al. 2021, eq. 33)."""
 
-    beta_min: float
-    beta_max: float
-    t_min: float
-    t_max: float
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
 
     def __post_init__(self) -> None:
         _check_range("beta", self.beta_min, self.beta_max)
@@ -62,38 +63,27 @@ class _LinearBeta:
     def log_alpha_rate(self, t: Tensor) -> Tensor:
         return -((self.beta_max - self.beta_min) * t + self.beta_min) / 2
 
-    def time_of(self, log_alpha: Tensor) -> Tensor:
+    def _time_of(self, log_alpha: Tensor) -> Tensor:
         root = torch.sqrt(self.beta_min**2 - 4 * (self.beta_max - self.beta_min) * log_alpha)
         return -4 * log_alpha / (root + self.beta_min)
 
 
+@strict_keywords
 @dataclass(frozen=True)
-class VP(_LinearBeta, _VariancePreserving):
+class VP(_LinearBeta):
     """Variance preserving with linear beta: `beta(t) = beta_min + t (beta_max - beta_min)`, `g^2 = beta`.
 
     `alpha = exp(-1/2 int beta)`, `sigma^2 = 1 - alpha^2` (Song et al. 2021, eq. 11 and 32-33).
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-3
-    t_max: float = 1.0
-
     def time(self, lam: Tensor) -> Tensor:
-        return self.time_of(-softplus(-2 * lam) / 2)
+        return self._time_of(-softplus(-2 * lam) / 2)
 
 
+@strict_keywords
 @dataclass(frozen=True)
-class SubVP(_LinearBeta, Process):
+class SubVP(_LinearBeta):
     """Sub-VP: VP's drift and alpha, `sigma = 1 - alpha^2`, so less noise everywhere (Song et al. 2021, eq. 12)."""
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-3
-    t_max: float = 1.0
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return self.log_alpha(t).exp()
 
     def sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(2 * self.log_alpha(t))
@@ -105,9 +95,10 @@ class SubVP(_LinearBeta, Process):
 
     def time(self, lam: Tensor) -> Tensor:
         # alpha / (1 - alpha^2) = exp(lam), solved through asinh so that both tails keep their digits
-        return self.time_of(-torch.asinh(torch.exp(-lam) / 2))
+        return self._time_of(-torch.asinh(torch.exp(-lam) / 2))
 
 
+@strict_keywords
 @dataclass(frozen=True)
 class VE(Process):
     """Variance exploding: `alpha = 1`, `sigma = sigma_min (sigma_max/sigma_min)^t` (Song et al. 2021, eq. 31)."""
@@ -138,6 +129,7 @@ class VE(Process):
         return (-lam - math.log(self.sigma_min)) / self._log_ratio
 
 
+@strict_keywords
 @dataclass(frozen=True)
 class EDM(Process):
     """`alpha = 1`, `sigma = t` (Karras et al. 2022, table 1)."""
@@ -170,8 +162,9 @@ class EDM(Process):
         return torch.exp(-lam)
 
 
+@strict_keywords
 @dataclass(frozen=True)
-class Cosine(_VariancePreserving):
+class Cosine(_ByLogAlpha):
     """`alpha = cos(u)/cos(u_0)`, `u = (pi/2) (t + s)/(1 + s)` (Nichol & Dhariwal 2021, eq. 17), variance preserving.
 
     t_max stops short of 1, where alpha is zero (0.9946, as DPM-Solver does: Lu et al. 2022, app. D.4).
@@ -207,6 +200,7 @@ class Cosine(_VariancePreserving):
         return u / self._scale - self.s
 
 
+@strict_keywords
 @dataclass(frozen=True)
 class Flow(Process):
     """Rectified flow: `alpha = 1 - t`, `sigma = t` (Liu et al. 2022; Lipman et al. 2022, eq. 22 with t reversed)."""
@@ -231,8 +225,9 @@ class Flow(Process):
         return torch.exp(-softplus(lam))
 
 
+@strict_keywords
 @dataclass(frozen=True, eq=False)
-class DiscreteVP(_VariancePreserving):
+class DiscreteVP(_ByLogAlpha):
     """A DDPM's T discrete betas as a continuous process: `alpha_i^2 = prod_{j<=i} (1 - beta_j)` at `t = (i + 1)/T`.
 
     Between its T points lam is linear in t. `betas` `[T]`, by default linear 1e-4 to 0.02 over T = 1000

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
 from sdegen.level import Level
 from sdegen.processes.linear import LinearSDE
 from sdegen.processes.process import Process
@@ -40,6 +40,7 @@ Mixture = TypeVar("Mixture", bound="GaussianMixture")
 _CHOICE, _DATA, _NOISE = ((stream, 0xFFFFFFFF, 0, 0) for stream in range(3))
 
 
+@strict_keywords
 class GaussianMixture:
     """A mixture of K Gaussians on samples of shape S (D elements), `sum_k pi_k N(m_k, Sigma_k)`.
 
@@ -341,6 +342,7 @@ class GaussianMixture:
         return (own + own.mT) / 2
 
 
+@strict_keywords
 class Gaussian(GaussianMixture):
     """One Gaussian `N(mean, Sigma)` on samples of shape S (D elements), for which the probability flow is explicit.
 
