@@ -107,8 +107,7 @@ class LinearSDE(SDE):
             return self.beta * length
         nodes, weights = (v.to(t.device) for v in _GAUSS)
         inside = t[..., None] - length[..., None] * (1 - nodes)
-        total: Tensor = length * (self.rate(inside) * weights).sum(-1)
-        return total
+        return length * (self.rate(inside) * weights).sum(-1)
 
     def transition(self, now: Tensor | float, next: Tensor | float) -> tuple[Tensor, Tensor]:
         """`(Phi, Q)` `[..., D0, D0]` of `x_next = Phi x_now + N(0, Q)` for times `[]` or `[B]`, next not before now."""
@@ -126,7 +125,8 @@ class LinearSDE(SDE):
         n, B, shape = self.blocks(x), self.B.to(x), x.shape[1:]
         root = like(self.rate(t).sqrt(), x)
         if self._diagonal:
-            return root * B.diagonal().repeat_interleave(n).reshape(shape).expand(x.shape)
+            g: Tensor = root * B.diagonal().repeat_interleave(n).reshape(shape).expand(x.shape)
+            return g
         wide = torch.kron(B, torch.eye(n, dtype=x.dtype, device=x.device)).reshape(*shape, -1)
         return (root[..., None] if root.ndim else root) * wide.expand(len(x), *wide.shape)
 

@@ -19,7 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,6 +91,9 @@ def residuals(x: Tensor, means: Tensor, at: Weights) -> Tensor:
 class Covariances(ABC):
     """K covariances of D dimensions; a kind is a frozen dataclass of float64 tensors whose first dimension is K."""
 
+    aligned: ClassVar[bool] = False
+    """Whether all matrices are diagonal."""
+
     @abstractmethod
     def width(self, dim: int, at: Weights) -> int:
         """How many numbers `log_density` holds per row of x."""
@@ -123,6 +126,25 @@ class Covariances(ABC):
     @abstractmethod
     def singular(self) -> Tensor:
         """Whether some covariance is singular, as far as rounding lets one tell, `[]`."""
+
+    @abstractmethod
+    def eigen(self, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`U [K, D, R]`, `e [K, R]`, `s [K]` with `Sigma_k = U_k diag(e_k) U_k^T + s_k (I - U_k U_k^T)`."""
+
+    @property
+    def points(self) -> bool:
+        """Whether the components are known to be points, without width."""
+        return False
+
+    def dense(self, count: int, dim: int) -> Tensor:
+        """All K = count of them as matrices `[K, D, D]`."""
+        return torch.stack([self.average(w, dim) for w in torch.eye(count, dtype=torch.float64)])
+
+    def by_chunks(self, x: Tensor, at: Weights, work: Callable[[Tensor, Weights], Tensor]) -> Tensor:
+        """`work` on some rows of x `[B, D]` at a time, as memory allows; no row's result depends on the others."""
+        fit = budget(x) // max(1, self.width(x.shape[1], at))
+        step = max(1, fit if fit < TILE or at.alpha.ndim else fit // TILE * TILE)
+        return torch.cat([work(x[i : i + step], at.rows(i, i + step)) for i in range(0, max(1, len(x)), step)])
 
     def noises(self, dim: int) -> int:
         """How many unit normals `draw` takes per sample."""
@@ -167,6 +189,7 @@ def combine_isotropic(e: Tensor, x: Tensor, means: Tensor, w: Tensor, at: Weight
 class _Aligned(Covariances):
     """Covariances without rotation: variances e `[K]` or `[K, D]` along the axes."""
 
+    aligned = True
     e: Tensor
 
     def width(self, dim: int, at: Weights) -> int:
@@ -197,6 +220,14 @@ class Isotropic(_Aligned):
     def draw(self, index: Tensor, z: Tensor) -> Tensor:
         return self.e.sqrt()[index, None] * z
 
+    def eigen(self, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        count = len(self.e)
+        return self.e.new_zeros(count, dim, 0), self.e.new_zeros(count, 0), self.e
+
+    @property
+    def points(self) -> bool:
+        return not bool(self.e.any())
+
     def average(self, w: Tensor, dim: int) -> Tensor:
         return (w * self.e).sum() * torch.eye(dim, dtype=w.dtype, device=w.device)
 
@@ -225,6 +256,10 @@ class Diagonal(_Aligned):
 
     def draw(self, index: Tensor, z: Tensor) -> Tensor:
         return self.e.sqrt()[index] * z
+
+    def eigen(self, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        count, basis = len(self.e), torch.eye(dim, dtype=self.e.dtype, device=self.e.device)
+        return basis.expand(count, dim, dim), self.e, self.e.new_zeros(count)
 
     def average(self, w: Tensor, dim: int) -> Tensor:
         return torch.diag((w[:, None] * self.e).sum(0))

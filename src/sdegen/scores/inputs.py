@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
-from sdegen.scores.covariances import Covariances, Diagonal, Isotropic
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.level import Level
+from sdegen.scores.covariances import Covariances, Diagonal, Isotropic, Weights
 from sdegen.scores.low_rank import FactorDiagonal, Spectral
 from sdegen.tensors import Numbers, numbers, readable, tensor
 
@@ -101,3 +103,25 @@ def observation(means: Tensor, y: Numbers, A: Numbers, noise_std: Numbers) -> tu
             f"{float(n.min()):g}"
         )
     return seen, matrix, n.expand(len(seen))
+
+
+def state(x: Any, shape: Sequence[int]) -> Tensor:
+    """x `[B, *S]` of a floating dtype as `[B, D]`, contiguous (sums take their order from the layout), in float64."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise InvalidTypeError(f"x must be a tensor of a floating dtype, got {got}; convert it, for example x.float()")
+    if x.ndim == 0 or x.shape[1:] != shape:
+        raise InvalidArgumentError(f"x has shape {list(x.shape)}; this mixture takes [B, *S] with S = {list(shape)}")
+    return x.reshape(x.shape[0], math.prod(shape)).to(torch.float64).contiguous()
+
+
+def weights(x: Tensor, level: Level, p: Tensor, q: Tensor) -> Weights:
+    """The scalars of a prediction `p data + q noise` at a level, each `[]` or one for each row of x."""
+    values = [torch.as_tensor(v, dtype=torch.float64) for v in (level.alpha, level.sigma, p, q)]
+    for value in values:
+        if value.ndim > 1 or (value.ndim == 1 and value.shape[0] not in (1, x.shape[0])):
+            raise InvalidArgumentError(
+                f"a level or weight of shape {list(value.shape)} met x of shape {list(x.shape)}; it must be [] or "
+                f"[{x.shape[0]}]"
+            )
+    return Weights(*values)

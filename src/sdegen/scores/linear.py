@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sdegen.processes.linear import LinearSDE, Series
-from sdegen.scores.covariances import Diagonal, Isotropic
 from sdegen.tensors import as_time
 
 if TYPE_CHECKING:
@@ -68,15 +67,14 @@ class _Law:
     @staticmethod
     def of(sde: LinearSDE, mixture: GaussianMixture) -> _Law:
         """By blocks of A's size where every covariance is `C (x) I_n` with a diagonal C, by full matrices otherwise."""
-        count, size, kind = len(mixture), math.prod(mixture.shape), mixture.covariances
-        n, one = sde.blocks(mixture.means), torch.eye(count, dtype=torch.float64)
-        if isinstance(kind, Isotropic | Diagonal):
-            flat = torch.stack([kind.average(w, size).diagonal() for w in one]).reshape(count, -1, n)
+        count, n, covs = len(mixture), sde.blocks(mixture.means), mixture.dense()
+        if mixture.covariances.aligned:
+            flat = covs.diagonal(dim1=-2, dim2=-1).reshape(count, -1, n)
             if bool((flat == flat[..., :1]).all()):
                 return _Law(mixture.means.reshape(count, -1, n), torch.diag_embed(flat[..., 0]), sde.series)
         A, B = (sde.wide(matrix, mixture.means) for matrix in (sde.A, sde.B))
         series = sde.series if n == 1 else Series.of(A, B @ B.mT, float(sde.clock(as_time(sde.t_max))))
-        return _Law(mixture.means.reshape(count, -1, 1), torch.stack([kind.average(w, size) for w in one]), series)
+        return _Law(mixture.means.reshape(count, -1, 1), covs, series)
 
     def at(self, length: Tensor) -> tuple[Tensor, Tensor]:
         """Means `[..., K, D', n]` and covariances `[..., K, D', D']` a time later on the clock, `[...]`."""

@@ -16,8 +16,6 @@ from sdegen.scores.covariances import (
     LINE,
     LOG_2PI,
     Covariances,
-    Diagonal,
-    Isotropic,
     Weights,
     combine_isotropic,
     residuals,
@@ -50,6 +48,9 @@ class Spectral(Covariances):
         """`F_k F_k^T + s_k I`, factors `[K, D, R]`, s `[K]`."""
         basis, root, _ = torch.linalg.svd(factors, full_matrices=False)
         return Spectral(basis, root * root + s[:, None], s)
+
+    def eigen(self, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.U, self.e, self.s
 
     @property
     def full(self) -> bool:
@@ -181,7 +182,11 @@ class FactorDiagonal(Covariances):
         return FactorDiagonal(alpha * self.F, alpha * alpha * self.d + sigma * sigma)
 
     def transport(self, r: Tensor, now: Weights, next: Weights) -> Tensor:
-        return spectral(self, r.shape[1]).transport(r, now, next)
+        return Spectral(*self.eigen(r.shape[1])).transport(r, now, next)
+
+    def eigen(self, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        found = Spectral.of_dense(self.F @ self.F.mT + torch.diag_embed(self.d))
+        return found.U, found.e, found.s
 
     @property
     def singular(self) -> Tensor:
@@ -193,21 +198,6 @@ def _project(z: Tensor, matrix: Tensor) -> Tensor:
     if matrix.ndim == 3:
         return tiled(z.transpose(0, 1), matrix).transpose(0, 1).contiguous()
     return (z[..., None, :] * matrix.mT.contiguous()).sum(-1)
-
-
-def spectral(kind: Covariances, dim: int) -> Spectral:
-    """Any kind by eigenvectors; the diagonal ones and low rank plus diagonal take K D^2 numbers."""
-    match kind:
-        case Isotropic(e=e):
-            return Spectral(e.new_zeros(len(e), dim, 0), e.new_zeros(len(e), 0), e)
-        case Diagonal(e=e):
-            basis = torch.eye(dim, dtype=e.dtype, device=e.device).expand(len(e), dim, dim)
-            return Spectral(basis, e, e.new_zeros(len(e)))
-        case FactorDiagonal(F=F, d=d):
-            return Spectral.of_dense(F @ F.mT + torch.diag_embed(d))
-        case Spectral():
-            return kind
-    raise NotImplementedError(f"no eigenvectors for {type(kind).__name__}")
 
 
 def condition(prior: Spectral, v: Tensor, A: Tensor, unit: float) -> tuple[Tensor, Spectral, Tensor]:

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
+from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.level import Level
 from sdegen.processes.linear import LinearSDE
 from sdegen.processes.process import Process
-from sdegen.scores.covariances import TILE, Covariances, Diagonal, Isotropic, Weights, budget
-from sdegen.scores.inputs import covariances, log_weights, observation
+from sdegen.scores import inputs
+from sdegen.scores.covariances import Covariances, Weights
 from sdegen.scores.linear import LinearScore
-from sdegen.scores.low_rank import condition, spectral
+from sdegen.scores.low_rank import Spectral, condition
 from sdegen.scores.model import ScoreModel, Want, plane
 from sdegen.tensors import Numbers, numbers, readable, tensor, widen
 
@@ -42,19 +42,21 @@ _CHOICE, _DATA, _NOISE = ((stream, 0xFFFFFFFF, 0, 0) for stream in range(3))
 
 @strict_keywords
 class GaussianMixture:
-    """A mixture of K Gaussians on samples of shape S (D elements), `sum_k pi_k N(m_k, Sigma_k)`.
+    """A mixture of K Gaussians on samples of shape S (D elements, row-major), `sum_k pi_k N(m_k, Sigma_k)`.
 
-    `GaussianMixture(means [K, *S], ...)` takes the covariances as one of
+    It is float64 on the device of the means, immutable, and follows x to other devices.
 
-    - `stds` `[]` or `[K]` (isotropic) or `[K, *S]` (diagonal); zero is allowed, `empirical` is short for it;
-    - `covs` `[K, D, D]`, symmetric positive semi-definite;
-    - `factors` `[K, D, R]` with `stds` of any of the above shapes: `F_k F_k^T + diag(stds_k^2)`;
+    Args:
+        means: `[K, *S]`.
+        stds: `[]` or `[K]` (isotropic) or `[K, *S]` (diagonal); zero is allowed, `empirical` is short for it.
+        covs: `[K, D, D]`, symmetric positive semi-definite, in place of stds.
+        factors: `[K, D, R]`, together with stds: `Sigma_k = F_k F_k^T + diag(stds_k^2)`.
+        weights: `[K]`, positive, of any sum; equal by default.
 
-    and positive `weights` `[K]` of any sum (equal by default). Elements of S are numbered in row-major order.
-    All are copied to float64, on the device of the means. A mixture is immutable, and follows x to other devices.
-
-    Raises InvalidArgumentError on wrong shapes, non-finite numbers, negative stds, weights that are not positive, and
-    covariances that are not symmetric positive semi-definite; InvalidTypeError on what is not real numbers.
+    Raises:
+        InvalidArgumentError: wrong shapes, numbers that are not finite, negative stds, weights that are not positive,
+            covariances that are not symmetric positive semi-definite.
+        InvalidTypeError: what is not real numbers.
     """
 
     def __init__(
@@ -73,8 +75,8 @@ class GaussianMixture:
             )
         self._shape = centres.shape[1:]
         self._means = centres.reshape(len(centres), -1)
-        self._kind = covariances(self._means, self._shape, stds, covs, factors)
-        self._log_weights = log_weights(self._means, weights)
+        self._kind = inputs.covariances(self._means, self._shape, stds, covs, factors)
+        self._log_weights = inputs.log_weights(self._means, weights)
         self._copies: dict[torch.device, GaussianMixture] = {}
 
     @staticmethod
@@ -150,24 +152,23 @@ class GaussianMixture:
 
     def through(self, step: Tensor, spread: Tensor) -> GaussianMixture:
         """The law of `step x + N(0, spread)`, with full covariances; step and spread `[D, D]`, float64."""
-        means, covs = self._means @ step.mT, step @ self._dense() @ step.mT + spread
+        means, covs = self._means @ step.mT, step @ self.dense() @ step.mT + spread
         return GaussianMixture(means.reshape(-1, *self._shape), covs=covs, weights=self.weights)
 
     def beside(self, variance: float) -> GaussianMixture:
         """The joint law `[2, *S]` of x and of independent `N(0, variance)` of the same shape."""
-        count, size = self._means.shape
-        means, covs = torch.stack([self.means, torch.zeros_like(self.means)], 1), self._dense()
-        if isinstance(self._kind, Isotropic | Diagonal):
-            variances = torch.stack([covs.diagonal(dim1=-2, dim2=-1), torch.full((count, size), variance).to(covs)], 1)
-            return GaussianMixture(means, stds=variances.sqrt().reshape(means.shape), weights=self.weights)
-        both = torch.zeros(count, 2 * size, 2 * size, dtype=torch.float64)
-        both[:, :size, :size] = covs
-        both[:, size:, size:] = variance * torch.eye(size, dtype=torch.float64)
-        return GaussianMixture(means, covs=both, weights=self.weights)
+        means, covs = torch.stack([self.means, torch.zeros_like(self.means)], 1), self.dense()
+        if self._kind.aligned:
+            own = covs.diagonal(dim1=-2, dim2=-1)
+            stds = torch.stack([own, torch.full_like(own, variance)], 1).sqrt()
+            return GaussianMixture(means, stds=stds.reshape(means.shape), weights=self.weights)
+        other = variance * torch.eye(covs.shape[1], dtype=torch.float64)
+        joint = torch.stack([torch.block_diag(own, other) for own in covs])  # type: ignore[no-untyped-call]
+        return GaussianMixture(means, covs=joint, weights=self.weights)
 
-    def _dense(self) -> Tensor:
+    def dense(self) -> Tensor:
         """The components' covariances as matrices `[K, D, D]`."""
-        return torch.stack([self._kind.average(w, self._means.shape[1]) for w in torch.eye(len(self)).double()])
+        return self._kind.dense(*self._means.shape)
 
     def predict(self, x: Tensor, level: Level, p: Tensor, q: Tensor) -> Tensor:
         """`E[p data + q noise | x]` `[B, *S]` at x `[B, *S]`, level, p and q `[]` or `[B]`.
@@ -175,14 +176,13 @@ class GaussianMixture:
         The result has x's dtype (float32 for half precision). Raises InvalidArgumentError on an x of another shape.
         """
         here, flat = self._enter(x)
-        at = _weights(x, level, p, q)
-        parts = []
-        for rows in here._chunks(flat, at):
-            part, some = flat[rows], at.rows(rows.start, rows.stop)
-            density, seen = here._kind.log_density(part, here._means, some)
-            w = (here._log_weights + density).softmax(-1)
-            parts.append(here._kind.combine(seen, part, here._means, w, some))
-        return torch.cat(parts).reshape(x.shape).to(widen(x).dtype)
+        at = inputs.weights(x, level, p, q)
+
+        def mean(part: Tensor, some: Weights) -> Tensor:
+            logits, seen = here._seen(part, some)
+            return here._kind.combine(seen, part, here._means, logits.softmax(-1), some)
+
+        return here._kind.by_chunks(flat, at, mean).reshape(x.shape).to(widen(x).dtype)
 
     def denoise(self, x: Tensor, level: Level) -> Tensor:
         """The posterior mean `E[data | x]` `[B, *S]`, level `[]` or `[B]`: Tweedie's formula (Efron 2011)."""
@@ -198,13 +198,12 @@ class GaussianMixture:
         if level is None:
             if readable(here._means) and bool(here._kind.singular):
                 raise InvalidArgumentError(
-                    f"{self!r} has no density: a covariance is singular (or its stds are zero); give a level, or "
-                    "positive stds"
+                    f"{self!r} has no density: a covariance is singular (or stds are zero); give a level or other stds"
                 )
             one = torch.ones((), dtype=torch.float64)
             level = Level(0 * one, one, 0 * one)
-        at = _weights(x, level, level.alpha, level.sigma)
-        logits = here._logits(flat, at)
+        at = inputs.weights(x, level, level.alpha, level.sigma)
+        logits = here._kind.by_chunks(flat, at, lambda part, some: here._seen(part, some)[0])
         top = logits.detach().amax(-1, keepdim=True)  # so that the weights in the gradient add up to 1
         return (logits - top).logsumexp(-1) + top.squeeze(-1)
 
@@ -216,8 +215,8 @@ class GaussianMixture:
         """
         here, flat = self._enter(x)
         one = torch.ones_like(level.alpha)
-        at = _weights(x, level, one, 0 * one)
-        w = here._logits(flat, at).softmax(-1)
+        at = inputs.weights(x, level, one, 0 * one)
+        w = here._kind.by_chunks(flat, at, lambda part, some: here._seen(part, some)[0]).softmax(-1)
         mean = here.predict(flat.reshape(x.shape), level, at.p, at.q).flatten(1)
         total = flat.new_zeros(*flat.shape, flat.shape[1])
         for k in range(len(here)):
@@ -241,7 +240,7 @@ class GaussianMixture:
         z = noises.normals(seeds, (self._kind.noises(dim),), _DATA, dtype=torch.float64)
         x = self._means[index] + self._kind.draw(index, z)
         if level is not None:
-            at = _weights(x, level, level.alpha, level.sigma).columns(1)
+            at = inputs.weights(x, level, level.alpha, level.sigma).columns(1)
             x = at.alpha * x + at.sigma * noises.normals(seeds, (dim,), _NOISE, dtype=torch.float64)
         return x.reshape(n, *self._shape).to(dtype)
 
@@ -266,48 +265,38 @@ class GaussianMixture:
         return self._with(alpha * self._means, self._kind.marginal(alpha, sigma), self._log_weights)
 
     def posterior(self: Mixture, y: Numbers, A: Numbers, noise_std: Numbers) -> Mixture:
-        """The law of the data given `y = A data + noise_std * noise`: y of M elements, A `[M, D]`, stds `[]` or `[M]`.
+        """The law of the data given `y = A data + noise_std * noise` (Bishop 2006, sec. 2.3.3).
 
         Each component is conditioned as a Gaussian and weighted by its evidence, through singular values of
-        `A Sigma_k^(1/2) / noise_std`, so that covariances stay positive and small noises keep their digits
-        (Bishop 2006, sec. 2.3.3, for the formulas). noise_std may be zero where `A Sigma_k A^T` is not singular.
-        Isotropic and low-rank-plus-isotropic components stay so; others cost a D x D matrix and decomposition each.
+        `A Sigma_k^(1/2) / noise_std`, so that covariances stay positive and small noises keep their digits. Isotropic
+        and low-rank-plus-isotropic components stay so; others cost a D x D matrix and decomposition each.
 
-        Raises InvalidArgumentError on wrong shapes, non-finite numbers, a negative noise_std, and exact observations
-        that some component rules out.
+        Args:
+            y: M numbers.
+            A: `[M, D]`.
+            noise_std: `[]` or `[M]`; zero is allowed where `A Sigma_k A^T` is not singular.
+
+        Raises:
+            InvalidArgumentError: wrong shapes, numbers that are not finite, a negative noise_std, and exact
+                observations that some component rules out.
         """
-        seen, matrix, n = observation(self._means, y, A, noise_std)
+        seen, matrix, n = inputs.observation(self._means, y, A, noise_std)
         exact = n == 0
-        all_exact = bool(exact.all())
-        if bool(exact.any()) and not all_exact:  # first what is known exactly, then the rest
+        unit = 0.0 if bool(exact.all()) else 1.0
+        if unit and bool(exact.any()):  # first what is known exactly, then the rest
             first = self.posterior(seen[exact], matrix[exact], 0.0)
             return first.posterior(seen[~exact], matrix[~exact], n[~exact])
-        scale = torch.ones_like(n) if all_exact else n
+        scale = n if unit else torch.ones_like(n)
         v, matrix = (seen - self._means @ matrix.T) / scale, matrix / scale[:, None]
-        if isinstance(self._kind, Isotropic) and not all_exact and not bool(self._kind.e.any()):
+        if unit and self._kind.points:
             return self._with(self._means, self._kind, self._log_weights - (v * v).sum(-1) / 2)
-        move, kind, evidence = condition(spectral(self._kind, matrix.shape[1]), v, matrix, 0.0 if all_exact else 1.0)
+        move, kind, evidence = condition(Spectral(*self._kind.eigen(matrix.shape[1])), v, matrix, unit)
         return self._with(self._means + move, kind, self._log_weights + evidence)
 
-    def _enter(self: Mixture, x: Any) -> tuple[Mixture, Tensor]:
-        """The mixture on x's device; x as `[B, D]`, contiguous (sums take their order from the layout), in float64."""
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise InvalidTypeError(
-                f"x must be a tensor of a floating dtype, got {got}; convert it, for example x.float()"
-            )
-        if x.ndim == 0 or x.shape[1:] != self._shape:
-            raise InvalidArgumentError(
-                f"x has shape {list(x.shape)}; this mixture takes [B, *S] with S = {list(self._shape)}"
-            )
-        flat: Tensor = x.reshape(x.shape[0], self._means.shape[1]).to(torch.float64)
-        return self.to(x.device), flat.contiguous()
-
-    def _chunks(self, flat: Tensor, at: Weights) -> list[slice]:
-        """Rows that are worked on together; no row's result depends on them."""
-        fit = budget(flat) // max(1, self._kind.width(flat.shape[1], at))
-        step = max(1, fit if fit < TILE or at.alpha.ndim else fit // TILE * TILE)
-        return [slice(i, i + step) for i in range(0, max(1, len(flat)), step)]
+    def _enter(self: Mixture, x: Tensor) -> tuple[Mixture, Tensor]:
+        """The mixture on x's device, and x `[B, *S]` as `[B, D]` in float64."""
+        flat = inputs.state(x, self._shape)
+        return self.to(x.device), flat
 
     def _choose(self, seeds: Tensor) -> Tensor:
         high, low, _, _ = noises.philox(noises.halves(seeds), _CHOICE)
@@ -315,13 +304,10 @@ class GaussianMixture:
         edges = self.weights.cumsum(0)
         return torch.searchsorted(edges / edges[-1], uniform).clamp(max=len(self) - 1)
 
-    def _logits(self, flat: Tensor, at: Weights) -> Tensor:
-        """`log pi_k + log N(x; alpha m_k, C_k)` `[B, K]`."""
-        parts = []
-        for rows in self._chunks(flat, at):
-            density, _ = self._kind.log_density(flat[rows], self._means, at.rows(rows.start, rows.stop))
-            parts.append(self._log_weights + density)
-        return torch.cat(parts)
+    def _seen(self, flat: Tensor, at: Weights) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`log pi_k + log N(x; alpha m_k, C_k)` `[B, K]`, and what `Covariances.combine` takes as `seen`."""
+        density, seen = self._kind.log_density(flat, self._means, at)
+        return self._log_weights + density, seen
 
     def _only(self, k: int) -> GaussianMixture:
         """Component k alone."""
@@ -346,20 +332,14 @@ class GaussianMixture:
 class Gaussian(GaussianMixture):
     """One Gaussian `N(mean, Sigma)` on samples of shape S (D elements), for which the probability flow is explicit.
 
-    mean `[*S]`, and `std` `[]` or `[*S]`, or `cov` `[D, D]`, or `factor` `[D, R]` with `std`: as `GaussianMixture`,
-    whose errors it raises.
+    mean `[*S]`, and std `[]` or `[*S]`, or cov `[D, D]`, or factor `[D, R]` with std: as in a `GaussianMixture`.
     """
 
     def __init__(
         self, mean: Numbers, *, std: Numbers | None = None, cov: Numbers | None = None, factor: Numbers | None = None
     ) -> None:
-        width = _one("std", std)
-        super().__init__(
-            _one("mean", mean),
-            stds=width[0] if width is not None and width.ndim == 1 else width,
-            covs=_one("cov", cov),
-            factors=_one("factor", factor),
-        )
+        mean, std, cov, factor = map(_one, ("mean", "std", "cov", "factor"), (mean, std, cov, factor))
+        super().__init__(mean, stds=std, covs=cov, factors=factor)
 
     def flow(self, x: Tensor, now: Level, next: Level) -> Tensor:
         """The exact probability-flow map of x `[B, *S]` between two levels `[]` or `[B]`, either way.
@@ -368,7 +348,7 @@ class Gaussian(GaussianMixture):
         eq. 13, solved in the eigenbasis, where `(x - alpha m)/sqrt(alpha^2 e + sigma^2)` is constant.
         """
         here, flat = self._enter(x)
-        a, b = _weights(x, now, now.alpha, now.sigma), _weights(x, next, next.alpha, next.sigma)
+        a, b = inputs.weights(x, now, now.alpha, now.sigma), inputs.weights(x, next, next.alpha, next.sigma)
         r = flat - a.columns(1).alpha * here._means
         y = b.columns(1).alpha * here._means + here._kind.transport(r, a, b)
         return y.reshape(x.shape).to(widen(x).dtype)
@@ -397,14 +377,3 @@ def _score_net(process: Process, mixture: GaussianMixture, x: Tensor, time: Tens
 def _one(name: str, value: Numbers | None) -> Tensor | None:
     """Numbers for one component, in their own dtype."""
     return None if value is None else tensor(name, value)[None]
-
-
-def _weights(x: Tensor, level: Level, p: Tensor, q: Tensor) -> Weights:
-    values = [torch.as_tensor(v, dtype=torch.float64) for v in (level.alpha, level.sigma, p, q)]
-    for value in values:
-        if value.ndim > 1 or (value.ndim == 1 and value.shape[0] not in (1, x.shape[0])):
-            raise InvalidArgumentError(
-                f"a level or weight of shape {list(value.shape)} met x of shape {list(x.shape)}; it must be [] or "
-                f"[{x.shape[0]}]"
-            )
-    return Weights(*values)
