@@ -13,17 +13,20 @@ import torch
 from torch import Tensor
 
 from sdegen.calibration.pilot import F64, Path, angle, norms
+from sdegen.grids import spacings
 
 _TABLE = 400
 _RIDGE = 1e-6
 
 
-def karras_lams(n: int, first: Tensor, last: Tensor, rho: float = 7.0) -> Tensor:
-    """n steps, uniform in `s^(1/rho)`, as log-SNRs `[n + 1]`."""
-    roots = torch.exp(-torch.stack([first, last]) / rho)
-    part = torch.linspace(0.0, 1.0, n + 1, dtype=F64)
-    lams = -rho * torch.log(roots[0] + part * (roots[1] - roots[0]))
-    return torch.cat([first[None], lams[1:-1], last[None]])
+def karras_lams(n: int, first: Tensor, last: Tensor) -> Tensor:
+    """n steps of the grid `karras`, as log-SNRs `[n + 1]`."""
+    return _between(first, spacings.karras_lams(torch.linspace(0.0, 1.0, n + 1, dtype=F64), first, last), last)
+
+
+def _between(first: Tensor, lams: Tensor, last: Tensor) -> Tensor:
+    """The log-SNRs with exact ends."""
+    return torch.cat([first.reshape(1), lams[1:-1], last.reshape(1)])
 
 
 def interpolate(at: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
@@ -48,8 +51,8 @@ def density(path: Path, kind: str, floor: float) -> Tensor:
     carried = path.scale / norms(at, path.scale) if kind == "data" else path.scale * angle(path.scale).pace(at).abs()
     found = (slopes.square().mean((1, 2)).sqrt() * carried) ** (1 / (p + 1))
     found = interpolate(path.lams, at, found)
-    neighbours = [(torch.arange(len(found)) + j).clamp(0, len(found) - 1) for j in (-1, 0, 1)]
-    found = torch.stack([found[j] for j in neighbours]).mean(0)
+    padded = torch.cat([found[:1], found, found[-1:]])
+    found = torch.stack([padded[:-2], found, padded[2:]]).mean(0)
     found = found.clamp(min=floor * float(found.max()) + 1e-300)
     return found / _area(path.lams, found)[-1] * (path.lams[-1] - path.lams[0])
 
@@ -67,7 +70,7 @@ def equidistributed(lams: Tensor, weight: Tensor, n: int) -> Tensor:
     """n steps `[n + 1]` that share the integral of a density given at `lams` equally."""
     area = _area(lams, weight)
     found = interpolate(torch.linspace(0.0, 1.0, n + 1, dtype=F64) * area[-1], area, lams)
-    return torch.cat([lams[:1], found[1:-1], lams[-1:]])
+    return _between(lams[0], found, lams[-1])
 
 
 class Residuals:
@@ -151,7 +154,7 @@ class Residuals:
                     found = self(torch.tensor(new))
                     if found < value:
                         best, value, improved = new, found, True
-        return torch.cat([lams[:1], self.lams[best[1:-1]], lams[-1:]])
+        return _between(lams[0], self.lams[best], lams[-1])
 
 
 def _alone(places: list[int], j: int, move: int) -> list[int]:

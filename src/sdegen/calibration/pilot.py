@@ -21,16 +21,19 @@ from sdegen.calibration.plan import Plan
 from sdegen.errors import InvalidTypeError, ScoreError
 from sdegen.level import Level
 from sdegen.processes.process import Process
+from sdegen.processes.schedules import EDM
 from sdegen.scores.model import convert, plane
 from sdegen.solvers.frames import ANGLE, Frame, log_snr
 from sdegen.solvers.multistep import Multistep
-from sdegen.tensors import finite_rows, length
+from sdegen.tensors import finite_rows, length, picked
 
 F64 = torch.float64
 _GAUSS = tuple(torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(8))
 _NODES = 4
 ELEMENTS = 1 << 14
 _STREAM = 1 << 40
+_PLANE = EDM()
+"""Where y is x, and a level is known by its noise scale alone."""
 
 
 def angle(scale: float) -> Frame:
@@ -88,8 +91,9 @@ class Probe:
         level = self.process.at(lam)
         want = angle(scale).want(self.process, level, 0.0)
         x = (y * level.alpha.to(y.device)).to(self.dtype)
-        parts = [self._rows(first + start, len(part))(part, level, want) for start, part in self._chunks(x)]
-        out = torch.cat(parts).to(F64)
+        size = self.batch_size or len(x)
+        chunks = zip(range(first, first + len(x), size), torch.split(x, size))
+        out = torch.cat([self._rows(start, len(part))(part, level, want) for start, part in chunks]).to(F64)
         self.spent += len(y)
         if not bool(finite_rows(out).all()):
             raise ScoreError(
@@ -98,20 +102,11 @@ class Probe:
             )
         return out
 
-    def _chunks(self, x: Tensor) -> list[tuple[int, Tensor]]:
-        size = self.batch_size or len(x)
-        return [(start, x[start : start + size]) for start in range(0, len(x), size)]
-
     def _rows(self, start: int, count: int) -> Any:
         """The model for rows from `start` on, the conditions of single samples used in turn."""
-        sizes = [
-            len(v)
-            for v in getattr(self.model, "condition", {}).values()
-            if isinstance(v, Tensor) and v.ndim and len(v) > 1
-        ]
-        if not sizes or not hasattr(self.model, "rows"):
-            return self.model
-        return self.model.rows(torch.arange(start, start + count) % max(sizes))
+        conditions = getattr(self.model, "condition", {}).values()
+        samples = max((len(v) for v in conditions if isinstance(v, Tensor) and v.ndim), default=1)
+        return self.model if samples == 1 else picked(self.model, torch.arange(start, start + count) % samples)
 
     def keep(self, values: Tensor) -> Tensor:
         """The elements that are fitted, `[B, E]`, on the host."""
@@ -168,21 +163,6 @@ class Path:
         known = angle(self.scale).want(_PLANE, level, 0.0)
         on_y, on_f = (v[:, None, None] for v in convert(level, known, plane(_PLANE, level, "data")))
         return on_y * norms(self.lams, self.scale)[:, None, None] * self.z + on_f * self.F
-
-
-class _Plane(Process):
-    """Where only the level counts."""
-
-    t_max = 1.0
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return t
-
-
-_PLANE = _Plane()
 
 
 def _lagrange(at: Tensor, nodes: Tensor) -> Tensor:
@@ -245,9 +225,8 @@ def trace(probe: Probe, y: Tensor, lams: Tensor, scale: float) -> Path:
     z = [states[0] / n[0]]
     m = len(lams)
     near = (torch.arange(m - 1) - _NODES // 2 + 1).clamp(0, m - _NODES)[:, None] + torch.arange(_NODES)
-    weights = _integral(lams[:-1], lams[1:], lams[near], scale)
-    for k in range(m - 1):
-        z.append(z[-1] + torch.einsum("w,wpe->pe", weights[k], F[near[k]]))
+    for row, nodes in zip(_integral(lams[:-1], lams[1:], lams[near], scale), near):
+        z.append(z[-1] + torch.einsum("w,wpe->pe", row, F[nodes]))
     defect = (z[-1] * n[-1] - states[-1]).square().mean(1).sqrt()
     return Path(lams, torch.stack(z), F, scale, defect)
 
