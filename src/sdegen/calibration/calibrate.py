@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,8 @@ _MANY = 64
 """Elements of a sample from which on one coarse path is enough, and a search for levels has equations to go by."""
 _DOUBT = 0.75
 """How far below the fitted plan's error the unfitted one's must be, on the few pilots held out, to be preferred."""
+_PATHS = 83
+"""The most exact paths, 64 of them to fit."""
 _EQUATIONS = 1.25
 """Equations per unknown below which weights are not fitted: they would fit the pilots alone."""
 
@@ -50,22 +52,28 @@ def calibrate(
 ) -> Plan:
     """A plan for sampling `model` with `nfe` evaluations, or with as few as keep the error below `tol`.
 
-    model: a `ScoreModel`, or what answers like one; conditions of single samples are used in turn. shape: a sample's,
-    `*S`. nfe: evaluations of the sampling call; with `denoise=True` the last one is `sample`'s own denoising, so the
-    plan has nfe - 1 steps (its error is that of the state at t_min all the same). tol: relative to the data's scale;
-    the smallest nfe whose estimate meets it. pilot: how many evaluations (of one sample each) it may spend; what it did
-    spend is `plan.spent`. The ladder, docs/calibrate.md:
+    What the pilots' budget buys (docs/calibrate.md): nothing, `default()` as a plan; up to about 300, one path, from
+    which the levels follow, with exponential Adams weights and no error estimate; more, many paths: the weights are
+    fitted on most of them, and the others give the error estimate and decide whether the fit is worth having.
 
-    - 0: `default()` as a plan, no evaluation at all;
-    - less than about 300: one path, from which the levels follow; exponential Adams weights, no error estimate;
-    - more, up to 1,000 and beyond: many paths; the weights are fitted on most of them (unless `fit=False`), the others
-      give the error estimate and decide whether the fit is worth having.
+    Args:
+        model: a `ScoreModel`, or what answers like one; conditions of single samples are used in turn.
+        shape: of one sample, `*S`.
+        nfe: evaluations of the sampling call.
+        tol: in place of nfe, the error to stay below, relative to the data's scale: the smallest nfe that meets it.
+        pilot: how many evaluations, of one sample each, it may spend; what it did spend is `plan.spent`.
+        fit: whether weights may be fitted.
+        denoise: the last of the nfe is `sample`'s own denoising, so the plan has nfe - 1 steps (its error is that of
+            the state at t_min all the same).
+        seed: of the pilots' noise, which no sample shares.
+        batch_size: how many states the network sees at once.
+        dtype, device: of the states that the network gets; as in `sample`, and float64 for a mixture's exact score.
 
-    seed: of the pilots' noise, which no sample shares. batch_size: states that the network sees at once. dtype, device:
-    of the states that the network gets; as in `sample` by default, and float64 for the exact score of a mixture.
+    Raises:
+        InvalidArgumentError, InvalidTypeError: arguments that cannot work.
+        ScoreError: a pilot is not finite.
 
-    Raises InvalidArgumentError and InvalidTypeError on arguments that cannot work, ScoreError where a pilot is not
-    finite. Warns where the budget does not suffice for `tol`.
+    Warns where the budget does not suffice for `tol`.
     """
     size = _checked(model, shape, nfe, tol, pilot)
     n = None if nfe is None else _steps(nfe, denoise)
@@ -127,44 +135,46 @@ def _fine(n: int) -> int:
 
 
 class _Budget(NamedTuple):
-    """What the pilots are spent on: `fits` + `held` paths of `fine` steps, then `runs` plans tried on all of them."""
+    """What the pilots are spent on: a coarse path, `paths` of `fine` steps, then `runs` plans tried on all of these."""
 
     coarse: int
     fine: int
-    fits: int
-    held: int
+    paths: int
     runs: int
     fit: bool
 
-    def cost(self, n: int) -> int:
-        """Evaluations for plans of n steps; with a fit, the unfitted plan is tried on the pilots held out too."""
-        return self.paths + (self.runs * (self.fits + self.held) + self.held * self.fit) * n
+    @property
+    def held(self) -> int:
+        """How many paths are held out of the fit: two of nine, at least two."""
+        return max(2, -(-2 * self.paths // 9))
 
     @property
-    def paths(self) -> int:
-        """Evaluations for the exact paths alone."""
-        return self.coarse + (self.fits + self.held) * (self.fine + 1)
+    def fits(self) -> int:
+        return self.paths - self.held
+
+    @property
+    def traced(self) -> int:
+        """Evaluations for the exact paths."""
+        return self.coarse + self.paths * (self.fine + 1)
+
+    def tries(self, n: int) -> int:
+        """Evaluations for plans of n steps; with a fit, the unfitted plan is tried on the pilots held out too."""
+        return (self.runs * self.paths + self.held * self.fit) * n
 
 
 def _budget(probe: Probe, n: int, pilot: int, fit: bool) -> _Budget | None:
-    """As many paths as `pilot` evaluations allow, a quarter of them held out; None where that is fewer than six.
+    """As many paths as `pilot` evaluations allow; None where that is fewer than six.
 
     The best use that these allow: two fitted plans, one, three plans without a fit, one.
     """
     size = math.prod(probe.shape)
     coarse = 33 if size >= _MANY else 75
-    uses = [(2, True), (1, True)] if fit and size >= _MANY else [(1, True)] if fit else []
-    for runs, kind in [*uses, (3, False), (1, False)]:
-        found = _Budget(coarse, _fine(n), 4, 2, runs, kind)
-        if found.cost(n) > pilot:
+    for runs, kind in ((2, True), (1, True), (3, False), (1, False)):
+        if kind and (not fit or (runs == 2 and size < _MANY)):
             continue
-        while found.fits < 64:
-            share = found.fits + 1 > 3.5 * found.held
-            more = found._replace(held=found.held + 1) if share else found._replace(fits=found.fits + 1)
-            if more.cost(n) > pilot:
-                break
-            found = more
-        if not kind or (_enough(found.fits, size, n) and (runs == 1 or found.fits >= 8)):
+        options = (_Budget(coarse, _fine(n), paths, runs, kind) for paths in range(_PATHS, 5, -1))
+        found = next((option for option in options if option.traced + option.tries(n) <= pilot), None)
+        if found and (not kind or (_enough(found.fits, size, n) and (runs == 1 or found.fits >= 8))):
             return found
     return None
 
@@ -202,27 +212,23 @@ def _scale(path: Path) -> float:
     return max(float(spread.sqrt()), 1e-6)
 
 
-@dataclass(frozen=True, eq=False)
-class _Pilots:
-    """Exact paths with their starts `[P, *S]`; the first `fits` are fitted, the others held out."""
+class _Pilots(NamedTuple):
+    """Exact paths with their starts `[P, *S]`."""
 
     starts: Tensor
     path: Path
-    fits: int
 
-    def rows(self, held: bool | None) -> tuple[Tensor, Path]:
-        """Those held out, those fitted, or (None) all."""
-        part = slice(None) if held is None else slice(self.fits, None) if held else slice(None, self.fits)
-        return self.starts[part], self.path.part(part)
+    def rows(self, part: slice) -> _Pilots:
+        return _Pilots(self.starts[part], self.path.part(part))
 
 
 def _traced(probe: Probe, budget: _Budget) -> _Pilots:
     """The exact paths, on levels from a coarse one."""
     coarse = _coarse(probe, budget.coarse)
     lams = equidistributed(coarse.lams, blend(coarse, 0.2), budget.fine)
-    starts = probe.start(8, budget.fits + budget.held, lams[0])
+    starts = probe.start(8, budget.paths, lams[0])
     path = trace(probe, starts, lams, coarse.scale)
-    return _Pilots(starts, path.rescaled(_scale(path)), budget.fits)
+    return _Pilots(starts, path.rescaled(_scale(path)))
 
 
 def _grids(path: Path, n: int, runs: int, fit: bool) -> list[Tensor]:
@@ -241,24 +247,22 @@ def _grids(path: Path, n: int, runs: int, fit: bool) -> list[Tensor]:
 
 def _best(probe: Probe, pilots: _Pilots, n: int, budget: _Budget) -> Plan:
     """The best candidate by the errors of all pilots; unfitted where those held out do no worse."""
-    fit, scale = budget.fit, pilots.path.scale
+    fits, held = pilots.rows(slice(budget.fits)), pilots.rows(slice(budget.fits, None))
+    scale, judges = pilots.path.scale, held if budget.fit else pilots
     found: list[tuple[float, Plan, Tensor]] = []
-    for lams in _grids(pilots.rows(False)[1], n, budget.runs, fit):
-        plan = adams(lams, scale, _order(n))
-        errors = []
-        if fit:
-            plan, own = fitted(probe, plan, *pilots.rows(False))
-            errors.append(own)
-        judged = tried(probe, plan, *pilots.rows(True if fit else None))
-        found.append((float(torch.cat([*errors, judged], 1)[-1].mean()), plan, judged))
-    _, plan, judged = min(found, key=lambda entry: entry[0])
-    if fit:
+    for lams in _grids(fits.path, n, budget.runs, budget.fit):
+        plan, own = adams(lams, scale, _order(n)), torch.empty(n, 0)
+        if budget.fit:
+            plan, own = fitted(probe, plan, *fits)
+        errors = tried(probe, plan, *judges)
+        found.append((float(torch.cat([own, errors], 1)[-1].mean()), plan, errors))
+    _, plan, errors = min(found, key=lambda entry: entry[0])
+    if budget.fit:
         plain = adams(plan.lams, scale, _order(n))
-        unfitted = tried(probe, plain, *pilots.rows(True))
-        if float(unfitted[-1].mean()) < _DOUBT * float(judged[-1].mean()):
-            plan, judged = plain, unfitted
-    errors_of = judged.mean(1) + pilots.path.defect.mean()
-    return replace(plan, errors=errors_of, scale=scale, spent=probe.spent)
+        unfitted = tried(probe, plain, *held)
+        if float(unfitted[-1].mean()) < _DOUBT * float(errors[-1].mean()):
+            plan, errors = plain, unfitted
+    return replace(plan, errors=errors.mean(1) + pilots.path.defect.mean(), scale=scale, spent=probe.spent)
 
 
 def _smallest(probe: Probe, tol: float, pilot: int, fit: bool) -> Plan:
@@ -271,7 +275,7 @@ def _smallest(probe: Probe, tol: float, pilot: int, fit: bool) -> Plan:
         raise InvalidArgumentError(f"tol needs an error estimate, and a pilot of {pilot} is too small: 1000 will do")
     budget = budget._replace(runs=1, fine=_fine(_TOP))
     pilots, size = _traced(probe, budget), math.prod(probe.shape)
-    path = pilots.rows(False)[1]
+    path = pilots.rows(slice(budget.fits)).path
     left, share = Residuals(path), 0.3
     expected = {n: left.of(_grids(path, n, 1, True)[0]) for n in range(2, _TOP + 1)}
     tries: dict[int, Plan] = {}
@@ -280,7 +284,7 @@ def _smallest(probe: Probe, tol: float, pilot: int, fit: bool) -> Plan:
         hopeful = (n for n, value in expected.items() if share * value <= tol * pilots.path.scale)
         n = min(max(next(hopeful, _TOP), low + 1), high - 1)
         own = budget._replace(fit=budget.fit and _enough(budget.fits, size, n))
-        if probe.spent + own.cost(n) - own.paths > pilot:
+        if probe.spent + own.tries(n) > pilot:
             break
         tries[n] = _best(probe, pilots, n, own)
         share = tries[n].error / expected[n]
