@@ -262,6 +262,7 @@ def test_tiny_noise_keeps_its_digits(process):
         (sd.OU, "tmax", "t_max"),
         (sd.GaussianMixture, "std", "stds"),
         (sd.Gaussian, "covs", "cov"),
+        (sd.Brownian, "clocks", "clock"),
     ],
 )
 def test_a_misspelled_keyword_is_answered_by_the_right_one(make, wrong, right):

@@ -54,8 +54,15 @@ def from_sigmas(process: SDE, n: int, sigmas: Sequence[float] = AYS_SD15) -> Ten
 def timesteps(n: int, spacing: str = "leading", steps: int = 1000, offset: int = 0) -> Tensor:
     """The n integer time steps `[n]`, falling, at which a DDPM of `steps` steps is evaluated.
 
-    'leading': `offset + i (steps // n)`; 'trailing': `round(steps - i steps/n) - 1`; 'linspace': n uniform ones from
-    steps - 1 to 0, rounded (Lin et al. 2024, table 2). Raises InvalidArgumentError for another spacing or n > steps.
+    Args:
+        spacing: 'leading', `offset + i (steps // n)`; 'trailing', `round(steps - i steps/n) - 1`; 'linspace', n uniform
+            ones from steps - 1 to 0, rounded.
+        offset: of 'leading' alone.
+
+    Raises:
+        InvalidArgumentError: another spacing, n > steps, an offset that leads outside of 0 to steps - 1.
+
+    Source: Lin et al. (2024), table 2.
     """
     if check_steps(n) > check_steps(steps):
         raise InvalidArgumentError(f"{n} time steps cannot be chosen from {steps}")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
 from sdegen.level import Level, check_span
 from sdegen.noise import normals as noises
 from sdegen.tensors import like, readable
@@ -63,6 +63,7 @@ class _Nodes(NamedTuple):
     clock: Tensor
 
 
+@strict_keywords
 @dataclass(frozen=True, eq=False)
 class Brownian:
     r"""Unit normals that are the increments of one Brownian path per (sample seed, tag), whatever the steps.

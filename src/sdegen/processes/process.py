@@ -126,9 +126,15 @@ class Process(SDE):
         return combine((level.alpha, data), (level.sigma, noise)).to(data.dtype)
 
     def transition(self, now: Level, next: Level) -> tuple[Tensor, Tensor]:
-        """`(a, s)` of the forward kernel `x_next = a x_now + s noise`, next after now (Kingma et al. 2021, app. A).
+        """`(a, s)` of the forward kernel `x_next = a x_now + s noise`, each `[]` or `[B]`.
 
         `a = alpha_next/alpha_now`, `s^2 = sigma_next^2 - a^2 sigma_now^2`, without its cancellation.
+
+        Raises:
+            InvalidArgumentError: next is before now.
+            InvalidTypeError: now or next is no Level.
+
+        Source: Kingma et al. (2021), app. A.
         """
         check_level(now)
         check_level(next)
@@ -157,7 +163,13 @@ class Process(SDE):
     ) -> Process:
         """A process from its two functions of t; rates and levels are derived (automatic differentiation, bisection).
 
-        Raises InvalidArgumentError where alpha or sigma is not positive, or `alpha/sigma` does not fall with t.
+        Args:
+            alpha, sigma: functions of t `[...] -> [...]`, of torch's functions.
+            t_min, t_max: the span; data are at t_min.
+
+        Raises:
+            InvalidArgumentError: alpha or sigma is not positive, or `alpha/sigma` does not fall with t.
+            InvalidTypeError: alpha or sigma does not return a tensor.
         """
         process = _FunctionProcess(alpha, sigma, t_min, t_max)
         check_levels(process, process.level(torch.linspace(t_min, t_max, 129, dtype=torch.float64)))

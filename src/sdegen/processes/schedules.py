@@ -230,8 +230,16 @@ class Flow(Process):
 class DiscreteVP(_ByLogAlpha):
     """A DDPM's T discrete betas as a continuous process: `alpha_i^2 = prod_{j<=i} (1 - beta_j)` at `t = (i + 1)/T`.
 
-    Between its T points lam is linear in t. `betas` `[T]`, by default linear 1e-4 to 0.02 over T = 1000
-    (Ho et al. 2020, sec. 4); a network trained on the index i = 0..T-1 takes `time=sd.model.index_time(T)`.
+    Between its T points lam is linear in t. A network trained on the index i = 0..T-1 takes
+    `time=sd.model.index_time(T)`.
+
+    Args:
+        betas: `[T]`; 1e-4 to 0.02 in a line over T = 1000 unless given.
+
+    Raises:
+        InvalidArgumentError: betas that are not in (0, 1), or look like alphas_cumprod.
+
+    Source: Ho et al. (2020), sec. 4.
     """
 
     betas: Tensor | None = None
