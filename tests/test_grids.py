@@ -57,11 +57,12 @@ def test_grids_are_uniform_in_their_variable():
         torch.testing.assert_close(steps, steps.mean().expand(n), rtol=1e-9, atol=0.0)
 
 
-def test_default_dtype_does_not_matter():
-    before = sd.grids.karras(sd.VP(), 10)
+@pytest.mark.parametrize("grid", [sd.grids.karras, sd.grids.beta, sd.grids.quadratic])
+def test_default_dtype_does_not_matter(grid):
+    before = grid(sd.VP(), 10)
     torch.set_default_dtype(torch.float64)
     try:
-        assert torch.equal(sd.grids.karras(sd.VP(), 10), before)
+        assert torch.equal(grid(sd.VP(), 10), before)
     finally:
         torch.set_default_dtype(torch.float32)
 

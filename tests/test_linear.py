@@ -344,3 +344,9 @@ def test_mistakes():
     with pytest.raises(InvalidArgumentError, match="multiple of 2"):
         sd.Gaussian([0.0], std=1.0).score(CLD())
     assert isinstance(CLD().level(0.5), Level)
+
+
+def test_velocities_start_with_their_variance_in_float64() -> None:
+    mixture = sd.GaussianMixture([[0.0, 1.0]], stds=0.5)
+    cov = CLD(mass=0.3, gamma=0.1).lift(mixture).cov()
+    torch.testing.assert_close(cov.diagonal(), torch.tensor([0.25, 0.25, 0.03, 0.03], dtype=F64), rtol=1e-15, atol=0.0)

@@ -140,14 +140,13 @@ class Residuals:
     def search(self, lams: Tensor, trials: int = 500) -> Tensor:
         """Levels with a smaller indicator: one level moves, or all on one side of it; ever smaller moves."""
         best = self.places(lams).tolist()
-        n, value = len(best) - 1, self(torch.tensor(best))
-        moves = [(j, how) for j in range(1, n) for how in (_before, _after, _alone)]
+        value, moves = self(torch.tensor(best)), _moves(len(best) - 1)
         for size in (16, 8, 4, 2, 1):
             improved = True
             while improved and trials > 0:
                 improved = False
-                for (j, how), sign in itertools.product(moves, (-1, 1)):
-                    new = how(best, j, sign * size)
+                for move, sign in itertools.product(moves, (-1, 1)):
+                    new = [place + round(sign * size * part) for place, part in zip(best, move)]
                     if any(b <= a for a, b in itertools.pairwise(new)):
                         continue
                     trials -= 1
@@ -157,16 +156,11 @@ class Residuals:
         return _between(lams[0], self.lams[best], lams[-1])
 
 
-def _alone(places: list[int], j: int, move: int) -> list[int]:
-    return [*places[:j], places[j] + move, *places[j + 1 :]]
-
-
-def _before(places: list[int], j: int, move: int) -> list[int]:
-    """Level j moves, those before it in proportion."""
-    return [p + round(move * i / j) if i <= j else p for i, p in enumerate(places)]
-
-
-def _after(places: list[int], j: int, move: int) -> list[int]:
-    """Level j moves, those after it in proportion."""
-    n = len(places) - 1
-    return [p + round(move * (n - i) / (n - j)) if i >= j else p for i, p in enumerate(places)]
+def _moves(n: int) -> list[list[float]]:
+    """How far each of n + 1 levels goes when one goes by 1: those before it in proportion, those after it, or none."""
+    found = []
+    for j in range(1, n):
+        before, after = [i / j for i in range(j)], [(n - i) / (n - j) for i in range(j + 1, n + 1)]
+        still, last = [0.0] * j, [0.0] * (n - j)
+        found += [[*before, 1.0, *last], [*still, 1.0, *after], [*still, 1.0, *last]]
+    return found

@@ -132,7 +132,7 @@ class Path:
         """z and F at any log-SNRs `[q]` as linear forms in the path's own z and F: two matrices `[q, 2 m]`."""
         m, rows = len(self.lams), torch.arange(len(lams))
         left = (torch.searchsorted(self.lams, lams + 1e-12, right=True) - 1).clamp(0, m - 1)
-        near = (left - _NODES // 2 + 1).clamp(0, m - _NODES)[:, None] + torch.arange(_NODES)
+        near = _nearest(left, m)
         of_f, of_z = lams.new_zeros(len(lams), 2 * m), lams.new_zeros(len(lams), 2 * m)
         of_f.scatter_(1, m + near, _lagrange(lams[:, None], self.lams[near])[:, 0])
         of_z.scatter_(1, m + near, _integral(self.lams[left], lams, self.lams[near], self.scale))
@@ -163,6 +163,11 @@ class Path:
         known = angle(self.scale).want(_PLANE, level, 0.0)
         on_y, on_f = (v[:, None, None] for v in convert(level, known, plane(_PLANE, level, "data")))
         return on_y * norms(self.lams, self.scale)[:, None, None] * self.z + on_f * self.F
+
+
+def _nearest(left: Tensor, count: int) -> Tensor:
+    """The four of `count` levels around the interval right of each level `left` `[q]`: `[q, 4]`."""
+    return (left - _NODES // 2 + 1).clamp(0, count - _NODES)[:, None] + torch.arange(_NODES)
 
 
 def _lagrange(at: Tensor, nodes: Tensor) -> Tensor:
@@ -224,7 +229,7 @@ def trace(probe: Probe, y: Tensor, lams: Tensor, scale: float) -> Path:
     F = torch.stack([*values, probe.keep(probe(end, lams[-1], scale))])
     z = [states[0] / n[0]]
     m = len(lams)
-    near = (torch.arange(m - 1) - _NODES // 2 + 1).clamp(0, m - _NODES)[:, None] + torch.arange(_NODES)
+    near = _nearest(torch.arange(m - 1), m)
     for row, nodes in zip(_integral(lams[:-1], lams[1:], lams[near], scale), near):
         z.append(z[-1] + torch.einsum("w,wpe->pe", row, F[nodes]))
     defect = (z[-1] * n[-1] - states[-1]).square().mean(1).sqrt()
