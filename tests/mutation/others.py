@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import sdegen as sd
+from sdegen.scores.mixtures import MixtureScore
 from sdegen.tensors import like
 from sdegen.testing import PROBLEMS
 
@@ -93,7 +94,7 @@ class Schedule(sd.VP):
         return super().prior(seeds, shape, dtype)
 
 
-class Score(sd.mixtures.MixtureScore):
+class Score(MixtureScore):
     """The exact score of the three modes, wrong in one way."""
 
     def __init__(self, fault: str = "", data: sd.GaussianMixture | None = None) -> None:
