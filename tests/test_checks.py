@@ -8,50 +8,76 @@ import pytest
 import torch
 
 import sdegen as sd
-from sdegen.testing import PROBLEMS, catalogue, parametrize_with_checks, shipped
+from sdegen.testing import (
+    PROBLEMS,
+    SUITES,
+    catalogue,
+    check_process,
+    check_score_model,
+    check_solver,
+    parametrize_with_checks,
+    shipped,
+)
+from sdegen.testing.suites import PATHS
 
 COUPLED = dict.fromkeys(
     ("batch_independence", "micro_batches", "levels_per_row", "fault_isolation", "corrector_balance", "affine"),
     "its step size is shared by the batch, which its name says",
 )
 FULL = os.environ.get("SDEGEN_TESTS") == "deep"
+METHODS, FRAMED = shipped.methods(), shipped.framed()
+OF_A_PATH = METHODS if FULL else shipped.one_of_each(METHODS)
+OF_A_FRAME = FRAMED if FULL else shipped.one_of_each(FRAMED, key=lambda solver: solver.frame)
+OF_A_METHOD = [p.name for p in SUITES["solver"] if p.name not in PATHS]
 # what depends on the frame; the rest is the same code as in the methods by name
-ACCURACY = ["order", "weak_order", "exactness", "process_invariance", "noise_rate", "liouville", "one_graph", "dtypes"]
+OF_FRAMED = ["order", "weak_order", "exactness", "process_invariance", "noise_rate", "dtypes"]
 
 
 def expected(solver):
-    return (solver, {"expected_failed": COUPLED}) if catalogue.couples(solver) else solver
+    return COUPLED if catalogue.couples(solver) else {}
 
 
-@parametrize_with_checks(map(expected, shipped.methods()), full=FULL)
-def test_methods(check):
-    check()
+@pytest.mark.parametrize("solver", METHODS, ids=repr)
+def test_methods(solver):
+    check_solver(solver, only=OF_A_METHOD, expected_failed=expected(solver), full=FULL)
 
 
-@parametrize_with_checks([(s, {"only": ACCURACY}) for s in shipped.framed()], full=FULL)
-def test_solvers_in_every_frame(check):
-    check()
+@pytest.mark.parametrize("solver", OF_A_PATH, ids=repr)
+def test_code_paths(solver):
+    check_solver(solver, only=sorted(PATHS), expected_failed=expected(solver), full=FULL)
+
+
+def test_path_properties_are_properties_of_a_solver():
+    assert SUITES["solver"].named(PATHS) == PATHS
+
+
+@pytest.mark.parametrize("solver", FRAMED, ids=repr)
+def test_solvers_in_every_frame(solver):
+    check_solver(solver, only=OF_FRAMED, full=FULL)
+
+
+@pytest.mark.parametrize("solver", OF_A_FRAME, ids=repr)
+def test_code_paths_in_every_frame(solver):
+    check_solver(solver, only=["liouville", "one_graph"], full=FULL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("process", [sd.VP(), sd.VE(), sd.EDM(), sd.Flow()], ids=repr)
 @pytest.mark.parametrize(
-    "solver", [s for s in shipped.methods(varied=True) + shipped.framed() if hasattr(s, "convergence")], ids=repr
+    "solver", [s for s in shipped.methods(varied=True) + FRAMED if hasattr(s, "convergence")], ids=repr
 )
 def test_orders_of_all_variants_on_all_processes(solver, process):
-    from sdegen.testing import check_solver
-
     check_solver(solver, process=process, only=["order", "weak_order"])
 
 
-@parametrize_with_checks(shipped.processes(), full=FULL)
-def test_processes(check):
-    check()
+@pytest.mark.parametrize("process", shipped.processes(), ids=repr)
+def test_processes(process):
+    check_process(process, full=FULL)
 
 
-@parametrize_with_checks([PROBLEMS[name].data.score(sd.VP()) for name in PROBLEMS], full=FULL)
-def test_exact_scores(check):
-    check()
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_exact_scores(problem):
+    check_score_model(PROBLEMS[problem].data.score(sd.VP()), full=FULL)
 
 
 @parametrize_with_checks([sd.White], full=FULL)

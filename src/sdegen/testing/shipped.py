@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import sdegen as sd
@@ -15,12 +16,28 @@ OPTIONS = {"order": range(1, 6), "eta": (0.0, 0.5, 1.0)}
 """The options of named methods that are varied; values that a method refuses are left out."""
 
 
-def processes() -> list[sd.Process]:
+def path(solver: Any) -> tuple[str, bool, bool, bool]:
+    """What decides which code a solver runs: its class, and whether it draws noise, corrects, and remembers."""
+    corrects = bool(getattr(solver, "correct", False))
+    return type(solver).__name__, solver.stochastic, corrects, solver.memory > 0
+
+
+def one_of_each(solvers: Iterable[Any], key: Callable[[Any], Any] = path) -> list[Any]:
+    """The first solver of each path, or of each value of `key`, which says what else decides the code that runs."""
+    kept: dict[Any, Any] = {}
+    for solver in solvers:
+        kept.setdefault(key(solver), solver)
+    return list(kept.values())
+
+
+@functools.cache
+def processes() -> tuple[sd.Process, ...]:
     """One of every process, with its defaults."""
-    return [make(cls) for cls in catalogue.shipped_processes() if not inspect.isabstract(cls)]
+    return tuple(make(cls) for cls in catalogue.shipped_processes() if not inspect.isabstract(cls))
 
 
-def methods(varied: bool = False) -> list[sd.Solver]:
+@functools.cache
+def methods(varied: bool = False) -> tuple[sd.Solver, ...]:
     """Every named method, `varied` in all its orders and etas, and one of every other exported solver class.
 
     DDIM is there with noise as well, which it has not by default.
@@ -29,10 +46,11 @@ def methods(varied: bool = False) -> list[sd.Solver]:
     named = [s for f in catalogue.public(methods_module) for s in catalogue.variants(f, inspect.signature(f), options)]
     named.append(make(sd.ddim, eta=0.5))
     classes = [family[0] for name, family in catalogue.solver_families().items() if name != "methods"]
-    return _distinct([*named, *classes])
+    return tuple(_distinct([*named, *classes]))
 
 
-def framed() -> list[sd.Solver]:
+@functools.cache
+def framed() -> tuple[sd.Solver, ...]:
     """Adams methods, with corrector and with noise, and a Runge-Kutta method, in every frame, but for those above."""
     taken = set(methods())
     found = [
@@ -45,7 +63,7 @@ def framed() -> list[sd.Solver]:
             make(sd.RungeKutta, frame=frame),
         )
     ]
-    return [solver for solver in _distinct(found) if solver not in taken]
+    return tuple(solver for solver in _distinct(found) if solver not in taken)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

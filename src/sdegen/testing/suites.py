@@ -30,6 +30,21 @@ SUITES: dict[str, Suite] = {
 }
 """The properties by kind of object; print one to read its statements."""
 
+PATHS = frozenset(
+    {
+        "batch_independence",
+        "constant_memory",
+        "fault_isolation",
+        "liouville",
+        "micro_batches",
+        "no_host_reads",
+        "one_graph",
+        "threads",
+    }
+)
+"""The properties of a solver that test the code of its class, whatever its numbers: they are checked on one solver of
+each `shipped.path`. All others are checked on every solver."""
+
 
 def checks(
     subject: Any, *, only: Any = None, expected_failed: Any = None, full: bool = False, **claims: Any
