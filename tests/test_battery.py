@@ -12,6 +12,7 @@ import warnings
 
 import pytest
 import torch
+from cases import grid, mostly_slow
 
 import sdegen as sd
 from sdegen.testing import (
@@ -31,11 +32,14 @@ F64 = torch.float64
 VP = sd.VP()
 DATA = PROBLEMS["three"].data
 STEPS, BATCH = 4, 5
-# faults meet the loop and a class of solvers, not its options: one of each class, with and without memory and noise
-KINDS = {(type(s).__mro__[1], s.stochastic, s.memory > 0): s for s in reversed(shipped.methods())}
-SOLVERS = [s for s in shipped.methods() if any(s is kept or s == kept for kept in KINDS.values())]
-solvers = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+# faults meet the loop and the code of a class of solvers, not its options
+SOLVERS = shipped.one_of_each(shipped.methods())
 ODES = [s for s in SOLVERS if not s.stochastic]
+# what only meets the code before the loop, or the loop: without memory, with it, and with noise
+FEW = [sd.ddim(), sd.lms(), sd.dpmpp_sde()]
+ONE = sd.lms()
+solvers = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+few_solvers = pytest.mark.parametrize("solver", mostly_slow(SOLVERS, FEW, repr))
 
 
 class Capped:
@@ -72,12 +76,28 @@ def by_encode(net, solver, **options):
 
 
 ENTRIES = {"solve": by_solve, "sample": by_sample, "encode": by_encode}
-RUNS = [
-    pytest.param(entry, solver, id=f"{name}-{solver!r}")
-    for name, entry in ENTRIES.items()
-    for solver in (ODES if name == "encode" else SOLVERS)
-]
-runs = pytest.mark.parametrize(("entry", "solver"), RUNS)
+RUNS = [(name, solver) for name, solver in grid(ENTRIES, SOLVERS) if name != "encode" or solver in ODES]
+
+
+def every_solver_once(cases):
+    """Of cases that begin with an entry and a solver: every solver by `solve`, a few by the other entries."""
+    return mostly_slow(
+        cases,
+        lambda case: case[0] == "solve" or case[1] in FEW,
+        lambda case: "-".join(part if isinstance(part, str) else repr(part) for part in case),
+    )
+
+
+def every_fault_once(kinds, *more):
+    """Cases `(entry, solver, kind, ...)`: the first fault on every solver, each other on one; the rest are slow."""
+    return mostly_slow(
+        [(*run, kind, *values) for run in RUNS for kind, *values in grid(kinds, *more)],
+        lambda case: case[1] == ONE or (case[2] == kinds[0] and (case[0] == "solve" or case[1] in FEW)),
+        lambda case: "-".join(part if isinstance(part, str) else repr(part) for part in case),
+    )
+
+
+runs = pytest.mark.parametrize(("entry", "solver"), every_solver_once(RUNS))
 
 WRONG = {
     sd.ScoreShapeError: ["missing dimension", "one column", "one row", "extra dimension", "scalar"],
@@ -88,30 +108,32 @@ SILENT = ["huge", "zero"]
 """Wrong values of the right shape: no library can know, so they only must not touch other rows."""
 
 
-@pytest.mark.parametrize(("error", "kind"), [(error, kind) for error, kinds in WRONG.items() for kind in kinds])
-@pytest.mark.parametrize("call", [1, 3])
-@runs
-def test_wrong_outputs_are_named_at_the_call_that_makes_them(entry, solver, error, kind, call):
+ERRORS = {kind: error for error, kinds in WRONG.items() for kind in kinds}
+# all of them end in one function: every fault on one solver, one fault on every solver
+BAD_CALLS = [(name, ONE, kind, call) for name, kind, call in grid(ENTRIES, ERRORS, (1, 3))]
+BAD_CALLS += [(name, solver, "one row", 3) for name, solver in RUNS if solver != ONE]
+
+
+@pytest.mark.parametrize(("entry", "solver", "kind", "call"), every_solver_once(BAD_CALLS))
+def test_wrong_outputs_are_named_at_the_call_that_makes_them(entry, solver, kind, call):
     """Rows 3 to 9: shapes, dtypes, types, devices, and an input edited in place."""
     net = faults(exact, kind, sample=2, call=call)
-    with pytest.raises(error):
-        entry(net, solver)
+    with pytest.raises(ERRORS[kind]):
+        ENTRIES[entry](net, solver)
     assert net.calls == call
 
 
 def test_the_battery_knows_every_fault():
-    named = {kind for kinds in WRONG.values() for kind in kinds}
-    assert set(FAULTS) == named | {"nan", "inf", "-inf", "raise", "interrupt"} | set(SILENT)
+    assert set(FAULTS) == set(ERRORS) | {"nan", "inf", "-inf", "raise", "interrupt"} | set(SILENT)
 
 
-@pytest.mark.parametrize("kind", ["nan", "inf", "-inf"])
-@runs
+@pytest.mark.parametrize(("entry", "solver", "kind"), every_fault_once(["nan", "inf", "-inf"]))
 def test_one_bad_value_ends_one_row(entry, solver, kind):
     """Rows 1, 37, 55: an error that names the row and holds all others, which have the bits of a run without it."""
-    good = entry(exact, solver)
+    good = ENTRIES[entry](exact, solver)
     coupled = catalogue.couples(solver)
     with pytest.raises(sd.SolveError, match=r"samples became NaN or Inf") as info:
-        entry(faults(exact, kind, sample=2, call=2), solver)
+        ENTRIES[entry](faults(exact, kind, sample=2, call=2), solver)
     partial = info.value.partial
     assert partial.x.isfinite().all()
     if not coupled:
@@ -120,38 +142,39 @@ def test_one_bad_value_ends_one_row(entry, solver, kind):
         assert_bit_identical(partial.x[others], good[others])
 
 
-@pytest.mark.parametrize("kind", SILENT)
-@runs
+@pytest.mark.parametrize(("entry", "solver", "kind"), every_fault_once(SILENT))
 def test_wrong_values_touch_their_own_row_alone(entry, solver, kind):
     if catalogue.couples(solver):
         pytest.skip("its step size is shared by the batch, which its name says")
-    good = entry(exact, solver)
+    good = ENTRIES[entry](exact, solver)
     net = faults(exact, kind, sample=2, call=2)
     try:
-        bad = entry(net, solver)
+        bad = ENTRIES[entry](net, solver)
     except sd.SolveError as error:
         bad = error.partial.x
     others = [0, 1, 3, 4]
     assert_bit_identical(bad[others], good[others])
 
 
-@pytest.mark.parametrize(("kind", "error"), [("raise", InjectedError), ("interrupt", KeyboardInterrupt)])
-@runs
-def test_exceptions_pass_with_what_was_done(entry, solver, kind, error):
+RAISED = {"raise": InjectedError, "interrupt": KeyboardInterrupt}
+
+
+@pytest.mark.parametrize(("entry", "solver", "kind"), every_fault_once(list(RAISED)))
+def test_exceptions_pass_with_what_was_done(entry, solver, kind):
     """Rows 10 and 11: unchanged, with a note and the solution so far; the same objects run again."""
     grad = torch.is_grad_enabled()
     net = faults(exact, kind, call=3)
-    with pytest.raises(error) as info:
-        entry(net, solver)
+    with pytest.raises(RAISED[kind]) as info:
+        ENTRIES[entry](net, solver)
     assert torch.is_grad_enabled() == grad
     assert any("in step" in note for note in info.value.__notes__)
     assert info.value.partial.x.isfinite().all()
-    entry(net, solver)
+    ENTRIES[entry](net, solver)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("solver", ODES, ids=repr)
-def test_bad_starts_are_refused_before_the_first_call(solver, bad):
+@pytest.mark.parametrize("solver", mostly_slow(ODES, FEW, repr))
+def test_rejects_non_finite_starts_before_the_first_call(solver, bad):
     """Row 2."""
     net = Capped(exact)
     model, x = sd.ScoreModel(VP, net), torch.zeros(BATCH, 2, dtype=F64)
@@ -163,7 +186,7 @@ def test_bad_starts_are_refused_before_the_first_call(solver, bad):
 
 
 @pytest.mark.parametrize("x", [torch.ones(3, 2, dtype=torch.int64), torch.ones(3), torch.tensor(1.0), [1.0], None])
-def test_states_that_are_none_are_refused(x):
+def test_rejects_invalid_states(x):
     """Rows 30 and 34: integers, and shapes without a batch."""
     model = sd.ScoreModel(VP, Capped(exact))
     for run in (lambda: sd.solve(model, x, [0.9, 0.1], sd.ddim()), lambda: sd.encode(model, x)):
@@ -187,7 +210,7 @@ GRIDS = [
 
 
 @pytest.mark.parametrize("times", GRIDS, ids=str)
-def test_grids_that_cannot_be_are_refused_before_the_first_call(times):
+def test_rejects_invalid_grids_before_the_first_call(times):
     """Rows 14, 18 to 21: duplicates, turns, NaN, one level, off the span, sigma = 0."""
     net = Capped(exact)
     model, x = sd.ScoreModel(VP, net), torch.ones(2, 2, dtype=F64)
@@ -202,8 +225,8 @@ def test_grids_that_cannot_be_are_refused_before_the_first_call(times):
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, "10", True])
-@solvers
-def test_steps_that_are_none_are_refused(solver, steps):
+@few_solvers
+def test_rejects_invalid_steps(solver, steps):
     """Row 17: no library may return its own input noise for a sample."""
     net = Capped(exact)
     model = sd.ScoreModel(VP, net)
@@ -238,7 +261,7 @@ def test_steps_that_are_none_are_refused(solver, steps):
         lambda: VP.reverse(exact, eta=-1.0),
     ],
 )
-def test_settings_that_cannot_be_are_refused(make):
+def test_rejects_invalid_settings(make):
     """Rows 20, 22, 52, 53."""
     with pytest.raises(sd.InvalidArgumentError):
         make()
@@ -261,19 +284,19 @@ def test_unknown_keywords_name_the_closest():
 @runs
 def test_a_second_run_is_the_first(entry, solver):
     """Rows 12, 39, 40, 48: no run state, no global generator read or moved, no graph kept by sample and encode."""
-    first = entry(exact, solver)
+    first = ENTRIES[entry](exact, solver)
     with assert_no_global_rng():
-        again = entry(exact, solver)
+        again = ENTRIES[entry](exact, solver)
     torch.manual_seed(123)
     assert_bit_identical(again, first)
-    assert_bit_identical(entry(exact, solver), first)
+    assert_bit_identical(ENTRIES[entry](exact, solver), first)
     weight = torch.ones((), dtype=F64, requires_grad=True)
-    out = entry(lambda x, t: weight * exact(x, t), solver)
-    assert out.requires_grad == (entry is by_solve)
+    out = ENTRIES[entry](lambda x, t: weight * exact(x, t), solver)
+    assert out.requires_grad == (entry == "solve")
 
 
 @solvers
-def test_a_batch_that_changes_mid_run_is_refused(solver):
+def test_rejects_a_batch_that_changes_mid_run(solver):
     """Row 13: old history is never broadcast onto another batch."""
     model, x = DATA.score(VP), torch.ones(4, 2, dtype=F64)
     levels = [VP.level(t) for t in by_lam(VP, 3)]
@@ -318,10 +341,10 @@ def test_training_mode_is_one_warning(entry, solver):
 
     def by(net):
         model = sd.ScoreModel(VP, net)
-        if entry is by_sample:
+        if entry == "sample":
             return sd.sample(model, (2, 2), steps=2, solver=solver)
         x = torch.ones(2, 2, dtype=F64)
-        if entry is by_encode:
+        if entry == "encode":
             return sd.encode(model, x, steps=2, solver=solver)
         return sd.solve(model, x, [0.9, 0.5], solver, noise=sd.White(sd.noise.seeds(0, 2))).x
 
@@ -333,8 +356,13 @@ def test_training_mode_is_one_warning(entry, solver):
         by(Net().eval())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@solvers
+DTYPES = (torch.bfloat16, torch.float64, torch.float32, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("solver", "dtype"),
+    mostly_slow(grid(SOLVERS, DTYPES), lambda case: case[0] in FEW or case[1] is torch.bfloat16, repr),
+)
 def test_a_state_keeps_its_dtype_under_autocast_and_another_default(solver, dtype):
     """Rows 5, 28, 29, 46, 58."""
     net = sd.ScoreModel(VP, lambda x, t: exact(x.double(), t.double()).to(torch.float32), cast=True)
@@ -360,7 +388,7 @@ def test_empty_batches_and_no_features(solver):
         assert sd.encode(model, torch.ones(0, 2), steps=3, solver=solver).shape == (0, 2)
 
 
-@solvers
+@few_solvers
 def test_as_many_steps_as_training_had(solver):
     """Rows 15 and 31: a thousand steps on a thousand betas, exactly, and nothing divided by zero."""
     process = sd.DiscreteVP()
@@ -382,8 +410,10 @@ def test_nothing_is_clipped():
     assert abs(float(law.cov[0, 0]) ** 0.5 - 0.5) < 0.02
 
 
-@pytest.mark.parametrize("entry", [by_solve, by_sample])
-@pytest.mark.parametrize("solver", [s for s in SOLVERS if s.stochastic and not catalogue.couples(s)], ids=repr)
+NOISY = [s for s in SOLVERS if s.stochastic and not catalogue.couples(s)]
+
+
+@pytest.mark.parametrize(("entry", "solver"), every_solver_once(grid(("solve", "sample"), NOISY)))
 def test_blow_ups_end_with_their_status(entry, solver):
     """Row 55: a score that explodes at one sample (its row grows without bound) leaves the others alone."""
 
@@ -391,8 +421,8 @@ def test_blow_ups_end_with_their_status(entry, solver):
         out = exact(x, t)
         return torch.cat([out[:2], 1e200 * (1 + x[2:3] ** 2), out[3:]])
 
-    good = entry(exact, solver)
+    good = ENTRIES[entry](exact, solver)
     with pytest.raises(sd.SolveError, match="rows 2") as info:
-        entry(net, solver)
+        ENTRIES[entry](net, solver)
     others = [0, 1, 3, 4]
     assert_bit_identical(info.value.partial.x[others], good[others])
