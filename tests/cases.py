@@ -7,22 +7,26 @@ import itertools
 import pytest
 
 
-def mostly_slow(values, fast, ids=None):
-    """Parameters: those that are `fast(value)` as they are, the others marked slow. Raises ValueError if none is fast.
+def mostly_slow(cases, fast):
+    """Parameters: those that are in `fast`, or for which `fast(case)` is true, as they are; the others marked slow.
 
-    `fast` is a predicate or a collection of values; `ids` makes names of values. A tuple is the values of one case.
+    A tuple holds the values of one case. Raises ValueError if no case is fast.
     """
-    quick = fast if callable(fast) else lambda value: value in fast
-    made = []
-    for value in values:
-        parts = value if isinstance(value, tuple) else (value,)
-        marks = () if quick(value) else pytest.mark.slow
-        made.append(pytest.param(*parts, marks=marks, **({} if ids is None else {"id": ids(value)})))
-    if not any(param.marks == () for param in made):
-        raise ValueError("no case is fast")
-    return made
+    chosen = [bool(fast(case) if callable(fast) else case in fast) for case in cases]
+    if not any(chosen):
+        raise ValueError(f"no case is fast of {list(cases)}")
+    return [_param(case, () if quick else (pytest.mark.slow,)) for case, quick in zip(cases, chosen)]
 
 
 def grid(*axes):
     """All combinations of the values of the axes, as tuples."""
     return list(itertools.product(*axes))
+
+
+def _param(case, marks):
+    parts = case if isinstance(case, tuple) else (case,)
+    return pytest.param(*parts, marks=marks, id="-".join(map(_name, parts)))
+
+
+def _name(value):
+    return value if isinstance(value, str) else getattr(value, "__name__", None) or repr(value)

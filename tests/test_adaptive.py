@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from cases import grid, mostly_slow
 
 import sdegen as sd
 from sdegen.loop import queue as active
@@ -54,8 +55,10 @@ class Recording(torch.nn.Module):
 
 
 # ------------------------------------------------------------------------------------------------- tolerances
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
-@pytest.mark.parametrize("name", ["three", "grid", "line"])
+@pytest.mark.parametrize(
+    ("name", "process"),
+    mostly_slow(grid(["three", "grid", "line"], PROCESSES), [("three", sd.VP()), ("grid", sd.EDM())]),
+)
 def test_the_error_at_the_end_is_that_asked_for(name, process):
     """Over three decades the mean over samples is within a factor of three of it, above and below."""
     law = PROBLEMS[name].data
@@ -67,7 +70,7 @@ def test_the_error_at_the_end_is_that_asked_for(name, process):
         assert 1 / 3 < float(error(found.x, exact).mean()) / scale / tol < 3
 
 
-@pytest.mark.parametrize("name", ["widths", "turned", "thin", "apart", "rings"])
+@pytest.mark.parametrize("name", mostly_slow(["widths", "turned", "thin", "apart", "rings"], ["thin"]))
 def test_no_error_is_above_ten_times_the_tolerance(name):
     law, process = PROBLEMS[name].data, sd.VP()
     scale = float(law.sample(4000).double().square().mean().sqrt())
@@ -78,8 +81,10 @@ def test_no_error_is_above_ten_times_the_tolerance(name):
         assert float(error(found.x, exact).mean()) / scale < 10.0 ** (1 - power)
 
 
-@pytest.mark.parametrize("solver", [sd.adams, *PAIRS], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize(
+    ("solver", "process"),
+    mostly_slow(grid([sd.adams, *PAIRS], PROCESSES), [(sd.adams, sd.VP()), (sd.tsit5, sd.EDM())]),
+)
 def test_no_tolerance_fails_silently(solver, process):
     """At every tolerance the mean error is at most ten times it; loose ones cannot jump over the structure."""
     model, x = mixture().score(process), start(process, 48)
@@ -99,9 +104,13 @@ def on_a_line(process):
     return model, x, tight(model, x)
 
 
-@pytest.mark.parametrize("frame", [sd.DATA, sd.NOISE, sd.SIGMA, sd.FLOW, sd.WIENER, sd.ANGLE, sd.TIME], ids=repr)
-@pytest.mark.parametrize("make", [lambda frame: sd.Adams(frame=frame), sd.tsit5], ids=["adams", "tsit5"])
-def test_in_every_frame_and_process(frame, make):
+FRAMES = (sd.DATA, sd.NOISE, sd.SIGMA, sd.FLOW, sd.WIENER, sd.ANGLE, sd.TIME)
+FAST = [(sd.SIGMA, "adams"), (sd.TIME, "adams"), (sd.WIENER, "tsit5"), (sd.ANGLE, "tsit5")]
+
+
+@pytest.mark.parametrize(("frame", "name"), mostly_slow(grid(FRAMES, ["adams", "tsit5"]), FAST))
+def test_in_every_frame_and_process(frame, name):
+    make = {"adams": lambda frame: sd.Adams(frame=frame), "tsit5": sd.tsit5}[name]
     for process in (sd.VP(), sd.SubVP(), sd.VE(), sd.EDM(), sd.Cosine(), sd.Flow(), sd.DiscreteVP()):
         model, x, exact = on_a_line(process)
         found = sd.solve(model, x, sd.PI(tol=1e-3), make(frame))

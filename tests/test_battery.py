@@ -39,7 +39,7 @@ ODES = [s for s in SOLVERS if not s.stochastic]
 FEW = [sd.ddim(), sd.lms(), sd.dpmpp_sde()]
 ONE = sd.lms()
 solvers = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
-few_solvers = pytest.mark.parametrize("solver", mostly_slow(SOLVERS, FEW, repr))
+few_solvers = pytest.mark.parametrize("solver", mostly_slow(SOLVERS, FEW))
 
 
 class Capped:
@@ -81,19 +81,14 @@ RUNS = [(name, solver) for name, solver in grid(ENTRIES, SOLVERS) if name != "en
 
 def every_solver_once(cases):
     """Of cases that begin with an entry and a solver: every solver by `solve`, a few by the other entries."""
-    return mostly_slow(
-        cases,
-        lambda case: case[0] == "solve" or case[1] in FEW,
-        lambda case: "-".join(part if isinstance(part, str) else repr(part) for part in case),
-    )
+    return mostly_slow(cases, lambda case: case[0] == "solve" or case[1] in FEW)
 
 
-def every_fault_once(kinds, *more):
-    """Cases `(entry, solver, kind, ...)`: the first fault on every solver, each other on one; the rest are slow."""
+def every_fault_once(kinds):
+    """Cases `(entry, solver, kind)`: the first fault on every solver, each other on one; the rest are slow."""
     return mostly_slow(
-        [(*run, kind, *values) for run in RUNS for kind, *values in grid(kinds, *more)],
+        [(*run, kind) for run, kind in grid(RUNS, kinds)],
         lambda case: case[1] == ONE or (case[2] == kinds[0] and (case[0] == "solve" or case[1] in FEW)),
-        lambda case: "-".join(part if isinstance(part, str) else repr(part) for part in case),
     )
 
 
@@ -173,7 +168,7 @@ def test_exceptions_pass_with_what_was_done(entry, solver, kind):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("solver", mostly_slow(ODES, FEW, repr))
+@pytest.mark.parametrize("solver", mostly_slow(ODES, FEW))
 def test_rejects_non_finite_starts_before_the_first_call(solver, bad):
     """Row 2."""
     net = Capped(exact)
@@ -361,7 +356,7 @@ DTYPES = (torch.bfloat16, torch.float64, torch.float32, torch.float16)
 
 @pytest.mark.parametrize(
     ("solver", "dtype"),
-    mostly_slow(grid(SOLVERS, DTYPES), lambda case: case[0] in FEW or case[1] is torch.bfloat16, repr),
+    mostly_slow(grid(SOLVERS, DTYPES), lambda case: case[0] in FEW or case[1] is torch.bfloat16),
 )
 def test_a_state_keeps_its_dtype_under_autocast_and_another_default(solver, dtype):
     """Rows 5, 28, 29, 46, 58."""
