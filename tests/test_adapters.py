@@ -288,7 +288,7 @@ def test_the_default_number_of_steps_is_bounded(monkeypatch):
         (lambda: adapters.for_torchsde(VP.reverse(MODEL), (2,), noise_type="matrix"), "noise_type"),
     ],
 )
-def test_mistakes_are_told(make, words):
+def test_reports_invalid_arguments(make, words):
     with pytest.raises((sd.InvalidArgumentError, sd.InvalidTypeError), match=words):
         make()
 
@@ -309,7 +309,7 @@ def test_solvers_are_values():
         assert repr(make("euler")).startswith(make.__name__)
 
 
-def test_levels_of_their_own_are_refused():
+def test_rejects_levels_per_sample():
     levels = VP.level(torch.tensor([0.5, 0.6]))
     for solver in (adapters.torchdiffeq(), adapters.torchsde()):
         with pytest.raises(sd.InvalidArgumentError, match="one time for the whole batch"):

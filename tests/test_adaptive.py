@@ -539,7 +539,7 @@ def test_observers_see_all_samples_and_may_stop():
         ({"first_step": -1.0}, "positive finite"),
     ],
 )
-def test_a_controller_refuses_what_cannot_be_meant(options, words):
+def test_controllers_reject_invalid_options(options, words):
     with pytest.raises(sd.InvalidArgumentError, match=words):
         sd.PI(**options)
 
@@ -554,7 +554,7 @@ def test_a_tolerance_below_rounding_is_raised_with_a_warning():
         sd.solve(model, x, sd.PI(tol=1e-9), sd.adams())
 
 
-def test_what_does_not_go_with_a_tolerance_is_refused():
+def test_rejects_what_does_not_go_with_a_tolerance():
     model = mixture().score(sd.VP())
     seeds = sd.noise.seeds(0, 4)
     x = start(sd.VP(), 4)

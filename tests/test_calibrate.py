@@ -156,7 +156,7 @@ def test_a_collapsed_method_is_the_method(method, process):
     torch.testing.assert_close(drawn, own, rtol=1e-11, atol=1e-11)
 
 
-def test_a_plan_of_something_else_is_refused():
+def test_rejects_methods_that_a_plan_cannot_hold():
     for solver in (sd.ddpm(), sd.heun()):
         with pytest.raises(sd.InvalidArgumentError, match="one evaluation a step"):
             Plan.of(solver, sd.VP())
@@ -187,7 +187,7 @@ def test_a_plan_is_saved_bit_for_bit(tmp_path):
     assert math.isnan(Plan.load(tmp_path / "other.safetensors").error)
 
 
-def test_a_file_that_is_no_plan_is_refused(tmp_path):
+def test_rejects_files_without_a_plan(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"lams": torch.zeros(3)}, str(tmp_path / "x.safetensors"))
@@ -229,7 +229,7 @@ def test_a_plan_reads_nothing_on_the_host():
         assert sd.solve(plane().score(process), x, control, plan).x.shape == (5, 2)
 
 
-def test_other_levels_are_refused():
+def test_rejects_other_levels():
     process, plan = sd.EDM(), made("plane", 10)
     model, x = models("plane"), torch.zeros(2, 2, dtype=F64)
     for times in (sd.grids.karras(process, 10), sd.grids.karras(process, 7), plan.grid(process, None).flip(0)):
@@ -241,7 +241,7 @@ def test_other_levels_are_refused():
         sd.sample(plane().score(sd.EDM(sigma_max=20.0)), (2, 2), solver=plan)
 
 
-def test_tensors_that_are_no_plan_are_refused():
+def test_rejects_tensors_that_make_no_plan():
     plan = Plan.of(sd.dpmpp(2), sd.VP(), 4)
     parts = {name: getattr(plan, name) for name in TENSORS}
     late = plan.weights.clone()
@@ -496,7 +496,7 @@ def test_a_pilot_that_is_not_finite_is_an_error():
         (dict(nfes=3), "did you mean 'nfe'"),
     ],
 )
-def test_mistakes_are_answered(change, match):
+def test_reports_mistakes(change, match):
     call = {"model": models("plane"), "shape": (2,), "nfe": 6, **change}
     with pytest.raises((sd.InvalidArgumentError, sd.InvalidTypeError), match=match):
         calibrate(call.pop("model"), call.pop("shape"), **call)

@@ -92,7 +92,7 @@ def test_bad_grids_are_named(times, message):
         sd.grids.check_times(torch.tensor(times), sd.VP())
 
 
-def test_a_grid_that_cannot_be_resolved_is_refused():
+def test_rejects_grids_that_cannot_be_resolved():
     narrow = sd.EDM(sigma_min=1.0, sigma_max=1.0 + 1e-14)
     with pytest.raises(sd.InvalidArgumentError, match="strictly monotone"):
         sd.grids.by_time(narrow, 1000)

@@ -198,7 +198,7 @@ def test_cast_accepts_other_floats_only():
         sd.ScoreModel(process, lambda x, t: x.long(), cast=True)(x.float(), level)
 
 
-def test_bad_models_are_refused_when_built():
+def test_rejects_invalid_models_when_built():
     with pytest.raises(sd.InvalidArgumentError, match="unknown prediction 'x0'"):
         sd.ScoreModel(sd.VP(), lambda x, t: x, "x0")
     with pytest.raises(sd.InvalidTypeError, match="needs a Process"):

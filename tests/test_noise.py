@@ -141,19 +141,19 @@ def test_seeds_are_uniform():
 
 @pytest.mark.parametrize("bad", [True, 1.0, "1", None, torch.tensor(1), np.float64(1), [1]])
 @pytest.mark.parametrize("name", ["seed", "n", "start"])
-def test_seeds_want_integers(name, bad):
+def test_rejects_seeds_that_are_not_integers(name, bad):
     with pytest.raises(TypeError, match=rf"^{name} must be an int, got .*{type(bad).__name__}.*; pass a plain integer"):
         noise.seeds(**{"seed": 0, "n": 1, name: bad})
 
 
 @pytest.mark.parametrize("bad", [-1, 2**63, 2**64])
 @pytest.mark.parametrize("name", ["seed", "n", "start"])
-def test_seeds_want_the_range(name, bad):
+def test_rejects_seeds_out_of_range(name, bad):
     with pytest.raises(ValueError, match=rf"^{name} must be in 0 .. 2\*\*63 - 1, got {bad}"):
         noise.seeds(**{"seed": 0, "n": 1, name: bad})
 
 
-def test_seeds_want_an_index_that_fits():
+def test_rejects_an_index_that_does_not_fit():
     with pytest.raises(ValueError, match=r"start \+ n must be below 2\*\*63"):
         noise.seeds(0, 2, 2**63 - 2)
     assert torch.equal(noise.seeds(np.int64(5), np.uint8(3)), noise.seeds(5, 3))
@@ -306,7 +306,7 @@ def test_white_is_immutable_and_compared_by_identity():
         (torch.ones(2, 3, dtype=torch.int64), ValueError, r"shape \[B\], one per sample, got \[2, 3\]"),
     ],
 )
-def test_bad_seeds_are_refused(seeds, error, message):
+def test_rejects_invalid_seeds(seeds, error, message):
     with pytest.raises(error, match=message):
         noise.White(seeds)
     with pytest.raises(error, match=message):
@@ -314,12 +314,12 @@ def test_bad_seeds_are_refused(seeds, error, message):
 
 
 @pytest.mark.parametrize("shape", [(), (1, 3), (3,)])
-def test_a_batch_that_does_not_fit_is_refused(shape):
+def test_rejects_a_batch_of_another_size(shape):
     with pytest.raises(ValueError, match=r"x must have one row per seed: got x of shape .* and 2 seeds"):
         white(2)(torch.zeros(shape), level(1.0), level(0.5))
 
 
-def test_bad_dtypes_and_tags_are_refused():
+def test_rejects_invalid_dtypes_and_tags():
     with pytest.raises(TypeError, match=r"must be floating, got torch\.int64"):
         white(2)(torch.zeros(2, 3, dtype=torch.int64), level(1.0), level(0.5))
     with pytest.raises(TypeError, match=r"tag must be an int, got 0\.5"):

@@ -484,7 +484,7 @@ NET = sd.ScoreModel(VP, lambda x, t: x, "noise")
         (lambda: plots.convergence({"a": [(1, 2, 1, 3)]}), "a point must be"),
     ],
 )
-def test_wrong_values_are_told(draw, words):
+def test_reports_invalid_values(draw, words):
     with pytest.raises(sd.InvalidArgumentError, match=words):
         draw()
 
@@ -509,7 +509,7 @@ def test_wrong_values_are_told(draw, words):
         (lambda: plots.quality([(1, 2)]), "must be a dict"),
     ],
 )
-def test_wrong_types_are_told(draw, words):
+def test_reports_invalid_types(draw, words):
     with pytest.raises(sd.InvalidTypeError, match=words):
         draw()
 

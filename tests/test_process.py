@@ -83,7 +83,7 @@ def test_a_subclass_needs_two_methods():
         (lambda t: torch.ones_like(t), lambda t: t * float("nan"), "must be positive and finite"),
     ],
 )
-def test_functions_that_are_no_process_are_refused(alpha, sigma, message):
+def test_rejects_functions_that_are_no_process(alpha, sigma, message):
     with pytest.raises(sd.InvalidArgumentError, match=message):
         sd.Process.from_functions(alpha, sigma)
 

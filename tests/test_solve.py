@@ -360,7 +360,7 @@ def test_noise_sources_and_steps_are_checked():
             run(Own(out), x=x)
 
 
-def test_a_history_of_another_batch_is_refused():
+def test_rejects_a_history_of_another_batch():
     """RELIABILITY's broadcasting histories: B=1 in, B=4 out."""
     solver, model = sd.dpmpp(2), mixture(VP)
     now, next = VP.level(0.8), VP.level(0.6)

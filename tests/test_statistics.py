@@ -717,7 +717,7 @@ def test_dependence_between_projections_is_found_by_the_distances():
     assert {"energy", "mmd", "projections"} <= failures(wrong, PLANE, batch=500)
 
 
-def test_what_cannot_be_seen():
+def test_faults_too_small_to_be_seen():
     """A fault in one of many coordinates that keeps its mean and variance is too small along random directions."""
     law = sd.Gaussian(torch.zeros(64), std=1.0)
     wrong = draw(law, lambda x: torch.cat((torch.sign(x[:, :1]), x[:, 1:]), 1))
@@ -805,7 +805,7 @@ X = THREE.sample(20)
         (lambda: check_sampler(draw(PLANE), PLANE, 9, only=["means"]), sd.InvalidArgumentError, "mean"),
     ],
 )
-def test_wrong_arguments_are_refused(call, error, words):
+def test_rejects_invalid_arguments(call, error, words):
     with pytest.raises(error, match=words):
         call()
 

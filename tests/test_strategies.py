@@ -325,7 +325,7 @@ def test_a_users_process_is_its_formula() -> None:
     ("options", "message"),
     [({"lam_max": -4.0}, "must fall"), ({"bends": (-1.0,)}, "bends >= 0"), ({"t_max": 0.0}, "t_min < t_max")],
 )
-def test_a_process_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+def test_rejects_invalid_processes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(sd.InvalidArgumentError, match=message):
         MonotoneProcess(**options)
 

@@ -95,7 +95,7 @@ def test_stages_are_where_their_weights_add_up_to(tableau):
         ({"dense": ((1.0,), (1.0,))}, "the dense weights at 1 must be b"),
     ],
 )
-def test_coefficients_that_cannot_be_are_refused(change, words):
+def test_rejects_invalid_coefficients(change, words):
     good = {"name": "mine", "order": 2, "a": ((), (1.0,)), "b": (0.5, 0.5)}
     with pytest.raises(sd.InvalidArgumentError, match=words):
         Tableau(**{**good, **change})

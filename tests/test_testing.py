@@ -351,7 +351,7 @@ def test_faults_are_named():
 # --------------------------------------------------------------------------------------------------- the checks
 
 
-def test_claims_that_cannot_be_are_refused():
+def test_rejects_impossible_claims():
     with pytest.raises(sd.InvalidArgumentError, match="weak_order=2"):
         testing.check_solver(sd.ddpm(), order=2)
     with pytest.raises(sd.InvalidArgumentError, match="give order="):
