@@ -10,8 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.stats
-import sklearn.metrics.pairwise
-import sklearn.neighbors
 import torch
 from torch import nn
 
@@ -88,12 +86,14 @@ def test_energy_distance_is_scipys_without_the_diagonal():
 
 @pytest.mark.parametrize("name", ["gaussian", "rational_quadratic"])
 def test_mmd_by_scikit_learns_kernels(name):
-    scale = np.median(sklearn.metrics.pairwise.euclidean_distances(MORE)[np.triu_indices(90, 1)])
+    from sklearn.metrics import pairwise
+
+    scale = np.median(pairwise.euclidean_distances(MORE)[np.triu_indices(90, 1)])
 
     def kernel(a, b, bandwidth):
         if name == "gaussian":
-            return sklearn.metrics.pairwise.rbf_kernel(a, b, gamma=1 / (2 * bandwidth**2))
-        return 1 / (1 + sklearn.metrics.pairwise.euclidean_distances(a, b, squared=True) / (2 * bandwidth**2))
+            return pairwise.rbf_kernel(a, b, gamma=1 / (2 * bandwidth**2))
+        return 1 / (1 + pairwise.euclidean_distances(a, b, squared=True) / (2 * bandwidth**2))
 
     total = 0.0
     for b in (0.5, 2.0):
@@ -134,13 +134,16 @@ def test_frechet_kid_and_inception_score_are_torchmetrics():
 
 
 def test_precision_recall_density_and_coverage_by_scikit_learns_neighbours():
+    from sklearn.metrics import pairwise
+    from sklearn.neighbors import NearestNeighbors
+
     k = 4
 
     def wide(v):
-        return sklearn.neighbors.NearestNeighbors(n_neighbors=k).fit(v).kneighbors()[0][:, -1]
+        return NearestNeighbors(n_neighbors=k).fit(v).kneighbors()[0][:, -1]
 
     near = X + 1
-    d = sklearn.metrics.pairwise.euclidean_distances(near, MORE)
+    d = pairwise.euclidean_distances(near, MORE)
     x, y = wide(near), wide(MORE)
     expected = {
         sm.Precision(k=k): (d <= y).any(1).mean(),

@@ -12,7 +12,6 @@ import pytest
 import torch
 from matplotlib.text import Text
 from PIL import Image
-from sklearn.isotonic import IsotonicRegression
 
 import sdegen as sd
 from sdegen import plots
@@ -376,6 +375,8 @@ def test_ticks_of_any_costs_do_not_touch(width, xs):
 @pytest.mark.parametrize("n", [1, 2, 5, 12])
 def test_places_are_the_nearest_ones_that_are_apart(n):
     """Without bounds it is isotonic regression, by another library; within bounds all stay inside and in order."""
+    from sklearn.isotonic import IsotonicRegression
+
     wanted = [float(v) for v in values(3, n)[1]]
     gap = 0.2
     order = np.argsort(wanted, kind="stable")
