@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 
@@ -18,7 +19,7 @@ def mostly_slow(cases, fast):
     return [_param(case, () if quick else (pytest.mark.slow,)) for case, quick in zip(cases, chosen)]
 
 
-def grid(*axes):
+def crossed(*axes):
     """All combinations of the values of the axes, as tuples."""
     return list(itertools.product(*axes))
 
@@ -29,4 +30,5 @@ def _param(case, marks):
 
 
 def _name(value):
-    return value if isinstance(value, str) else getattr(value, "__name__", None) or repr(value)
+    text = value if isinstance(value, str) else getattr(value, "__name__", None) or repr(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", text)  # an address differs from worker to worker

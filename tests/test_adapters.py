@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from cases import crossed, mostly_slow
 from problems import F64, MEANS, PROCESSES, WIDTHS, exact_law, mixture
 
 import sdegen as sd
@@ -64,8 +65,10 @@ def test_every_method_of_torchdiffeq_is_tested_here():
     assert set(SOLVERS) == {*FIXED, *ADAPTIVE, *adams, "scipy_solver"}
 
 
-@pytest.mark.parametrize("frame", [sd.TIME, sd.DATA], ids=str)
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize(
+    ("method", "frame"),
+    mostly_slow(crossed(FIXED, [sd.TIME, sd.DATA]), lambda case: case[1] == sd.TIME or case[0] == "rk4"),
+)
 def test_fixed_methods_have_their_order(method, frame):
     """In frames without a linear part and with one; each step of the grid is one of the method."""
     solver = adapters.torchdiffeq(method, frame=frame)
@@ -100,8 +103,13 @@ def test_adams_methods_refuse_steps_that_differ():
     assert grid[-1] == VP.t_min
 
 
-@pytest.mark.parametrize("frame", [sd.TIME, sd.SIGMA], ids=str)
-@pytest.mark.parametrize("method", [*ADAPTIVE, "scipy_solver"])
+@pytest.mark.parametrize(
+    ("method", "frame"),
+    mostly_slow(
+        crossed([*ADAPTIVE, "scipy_solver"], [sd.TIME, sd.SIGMA]),
+        [("dopri5", sd.SIGMA), ("bosh3", sd.TIME), ("scipy_solver", sd.SIGMA)],
+    ),
+)
 def test_adaptive_methods_keep_their_tolerance(method, frame):
     """The error is some multiple of the tolerance, and a tighter tolerance gives a smaller one for more evaluations.
 
@@ -122,8 +130,13 @@ def test_scipys_solvers(name):
     assert error(solution.x, reference()[:2]) < 1e-4
 
 
-@pytest.mark.parametrize("process", PROCESSES.values(), ids=str)
-@pytest.mark.parametrize("method", [*ADAPTIVE, "scipy_solver", "rk4", "implicit_adams"])
+@pytest.mark.parametrize(
+    ("method", "process"),
+    mostly_slow(
+        crossed([*ADAPTIVE, "scipy_solver", "rk4", "implicit_adams"], PROCESSES.values()),
+        lambda case: case[0] == "dopri5" or case[1] == sd.VP(),
+    ),
+)
 def test_evaluations_are_counted_and_none_lies_outside(method, process):
     watch = Watch(mixture(process))
     solver = adapters.torchdiffeq(method, 1e-3, 1e-3)
@@ -355,7 +368,7 @@ def test_every_method_of_torchsde_is_tested_here():
     assert known == {options["method"] for options in METHODS.values()}
 
 
-@pytest.mark.parametrize("name", LAW)
+@pytest.mark.parametrize("name", mostly_slow(LAW, ["euler", "srk", "log_ode"]))
 def test_the_law_has_its_order(name):
     """Mean and variance on Gaussian data, without sampling: a wrong area, drift or increment would keep an error."""
     order, draws, evals = LAW[name]
@@ -430,7 +443,9 @@ def strong_errors(make, solver, steps):
     return [error(sd.solve(make(), STARTS, EVEN[:: 256 // n], solver, noise=PATH).x, truth(make)) for n in steps]
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("srk additive", "log_ode general")])
+@pytest.mark.parametrize(
+    "name", mostly_slow([n for n in METHODS if n not in ("srk additive", "log_ode general")], ["milstein", "heun"])
+)
 def test_paths_converge_where_the_noise_depends_on_x(name):
     """Strong convergence on one Brownian path, Ito and Stratonovich to the same one: the drift is converted."""
     coarse, fine = strong_errors(stationary, adapters.torchsde(**METHODS[name]), (8, 32))

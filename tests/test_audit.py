@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from cases import grid, mostly_slow
+from cases import crossed, mostly_slow
 
 import sdegen as sd
 from sdegen.testing import PROBLEMS, audit
@@ -91,7 +91,7 @@ IMPERFECT = {
 
 @pytest.mark.parametrize(
     ("misuse", "error"),
-    mostly_slow(grid(IMPERFECT, [0.02, 0.05]), lambda case: case == ("score", 0.02) or case[1] > 0.02),
+    mostly_slow(crossed(IMPERFECT, [0.02, 0.05]), lambda case: case == ("score", 0.02) or case[1] > 0.02),
 )
 def test_imperfect_networks_are_read_as_well(misuse, error):
     misuse, cause = IMPERFECT[misuse]
@@ -178,7 +178,7 @@ PROCESSES = [VP, sd.VE(), EDM, FLOW, sd.DiscreteVP()]
 
 # each law and each process once
 @pytest.mark.parametrize(
-    ("name", "process"), mostly_slow(grid(LAWS, PROCESSES), list(zip(LAWS, [*PROCESSES[1:], *PROCESSES])))
+    ("name", "process"), mostly_slow(crossed(LAWS, PROCESSES), list(zip(LAWS, [*PROCESSES[1:], *PROCESSES])))
 )
 def test_nothing_is_found_where_nothing_is(name, process):
     law = PROBLEMS[name].data

@@ -12,7 +12,7 @@ import warnings
 
 import pytest
 import torch
-from cases import grid, mostly_slow
+from cases import crossed, mostly_slow
 
 import sdegen as sd
 from sdegen.testing import (
@@ -76,7 +76,7 @@ def by_encode(net, solver, **options):
 
 
 ENTRIES = {"solve": by_solve, "sample": by_sample, "encode": by_encode}
-RUNS = [(name, solver) for name, solver in grid(ENTRIES, SOLVERS) if name != "encode" or solver in ODES]
+RUNS = [(name, solver) for name, solver in crossed(ENTRIES, SOLVERS) if name != "encode" or solver in ODES]
 
 
 def every_solver_once(cases):
@@ -87,7 +87,7 @@ def every_solver_once(cases):
 def every_fault_once(kinds):
     """Cases `(entry, solver, kind)`: the first fault on every solver, each other on one; the rest are slow."""
     return mostly_slow(
-        [(*run, kind) for run, kind in grid(RUNS, kinds)],
+        [(*run, kind) for run, kind in crossed(RUNS, kinds)],
         lambda case: case[1] == ONE or (case[2] == kinds[0] and (case[0] == "solve" or case[1] in FEW)),
     )
 
@@ -105,7 +105,7 @@ SILENT = ["huge", "zero"]
 
 ERRORS = {kind: error for error, kinds in WRONG.items() for kind in kinds}
 # all of them end in one function: every fault on one solver, one fault on every solver
-BAD_CALLS = [(name, ONE, kind, call) for name, kind, call in grid(ENTRIES, ERRORS, (1, 3))]
+BAD_CALLS = [(name, ONE, kind, call) for name, kind, call in crossed(ENTRIES, ERRORS, (1, 3))]
 BAD_CALLS += [(name, solver, "one row", 3) for name, solver in RUNS if solver != ONE]
 
 
@@ -356,7 +356,7 @@ DTYPES = (torch.bfloat16, torch.float64, torch.float32, torch.float16)
 
 @pytest.mark.parametrize(
     ("solver", "dtype"),
-    mostly_slow(grid(SOLVERS, DTYPES), lambda case: case[0] in FEW or case[1] is torch.bfloat16),
+    mostly_slow(crossed(SOLVERS, DTYPES), lambda case: case[0] in FEW or case[1] is torch.bfloat16),
 )
 def test_a_state_keeps_its_dtype_under_autocast_and_another_default(solver, dtype):
     """Rows 5, 28, 29, 46, 58."""
@@ -408,7 +408,7 @@ def test_nothing_is_clipped():
 NOISY = [s for s in SOLVERS if s.stochastic and not catalogue.couples(s)]
 
 
-@pytest.mark.parametrize(("entry", "solver"), every_solver_once(grid(("solve", "sample"), NOISY)))
+@pytest.mark.parametrize(("entry", "solver"), every_solver_once(crossed(("solve", "sample"), NOISY)))
 def test_blow_ups_end_with_their_status(entry, solver):
     """Row 55: a score that explodes at one sample (its row grows without bound) leaves the others alone."""
 

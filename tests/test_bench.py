@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from cases import crossed, mostly_slow
 
 import sdegen as sd
 from sdegen import bench
@@ -233,19 +234,18 @@ import sys, torch
 import sdegen as sd
 from sdegen import bench
 from sdegen.bench import names, runs
-if sys.argv[1] == "again":
+if __name__ == "__main__":
     runs.Bench.shot = lambda *args: sys.exit("a run was repeated")
 peers = [c for c in names.peers("k-diffusion") if c.name == "euler"]
 metrics = ["sw2", sd.metrics.Frechet(lambda x: torch.cat([x, x * x], 1))]
 problem = bench.problem("rings")
-given = {"samples": 16, "resamples": 20, "progress": False, "keep": sys.argv[2]}
+given = {"samples": 16, "resamples": 20, "progress": False, "keep": folder or sys.argv[1]}
 bench.sweep(problem, ["ddim@karras", "default", *peers], [4], metrics, **given)
 """
-    for turn in ("first", "again"):
-        ran = subprocess.run(
-            [sys.executable, "-c", code, turn, str(tmp_path)], capture_output=True, text=True, check=False
-        )
-        assert ran.returncode == 0, ran.stderr
+    exec(compile(code, "<string>", "exec"), {"__name__": "here", "folder": tmp_path})  # noqa: S102
+    again = ["folder = None\n" + code, str(tmp_path)]
+    ran = subprocess.run([sys.executable, "-c", *again], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
     assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -286,8 +286,14 @@ def test_a_run_is_written_whole_or_not_at_all(tmp_path):
 # problems
 
 
-@pytest.mark.parametrize("process", bench.PROCESSES)
-@pytest.mark.parametrize("name", bench.PROBLEMS)
+@pytest.mark.parametrize(
+    ("name", "process"),
+    # each problem once, and each process
+    mostly_slow(
+        crossed(bench.PROBLEMS, bench.PROCESSES),
+        {(name, [*bench.PROCESSES][i % len(bench.PROCESSES)]) for i, name in enumerate(bench.PROBLEMS)},
+    ),
+)
 def test_a_built_in_problem_has_the_exact_score_of_its_law(name, process):
     problem = bench.problem(name, process)
     assert problem.name == f"{name}-{process}"
@@ -421,9 +427,13 @@ def states(count=4000, level=0.5, scale=1.0):
     return law.score(process), law.sample(count, seed=3, level=at), at
 
 
-@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize("where", ["all", "low", "high"])
-@pytest.mark.parametrize("level", [0.01, 0.3, 0.8])
+@pytest.mark.parametrize(
+    ("level", "where", "scale"),
+    mostly_slow(
+        crossed([0.01, 0.3, 0.8], ["all", "low", "high"], [0.5, 1.0, 3.0]),
+        [(0.3, "all", 1.0), (0.01, "low", 3.0), (0.8, "high", 0.5)],
+    ),
+)
 def test_an_error_has_the_size_that_is_asked_for(level, where, scale):
     """Over 200 functions and 50 states each; a function's mean square varies by some 20 %, their mean by 2 %."""
     model, x, at = states(50, level, scale)

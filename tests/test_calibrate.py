@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from cases import grid, mostly_slow
+from cases import crossed, mostly_slow
 from torch._subclasses import FakeTensorMode
 
 import sdegen as sd
@@ -143,7 +143,7 @@ PROCESSES = [sd.VP(), sd.EDM(), sd.Flow()]
 
 
 @pytest.mark.parametrize(
-    ("method", "process"), mostly_slow(grid(METHODS, PROCESSES), [(METHODS[1], sd.VP()), (METHODS[-1], sd.EDM())])
+    ("method", "process"), mostly_slow(crossed(METHODS, PROCESSES), [(METHODS[1], sd.VP()), (METHODS[-1], sd.EDM())])
 )
 def test_a_collapsed_method_is_the_method(method, process):
     model, times = plane().score(process), sd.grids.karras(process, 12)

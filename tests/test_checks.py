@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from cases import mostly_slow
 
 import sdegen as sd
 from sdegen.testing import (
@@ -42,7 +43,8 @@ def test_methods(solver):
     check_solver(solver, only=OF_A_METHOD, expected_failed=expected(solver), full=FULL)
 
 
-@pytest.mark.parametrize("solver", OF_A_PATH, ids=repr)
+# without their noise the classes of stochastic.py run the code that they run with it
+@pytest.mark.parametrize("solver", mostly_slow(OF_A_PATH, lambda solver: FULL or "eta=0.0" not in repr(solver)))
 def test_code_paths(solver):
     check_solver(solver, only=sorted(PATHS), expected_failed=expected(solver), full=FULL)
 
@@ -75,7 +77,11 @@ def test_processes(process):
     check_process(process, full=FULL)
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+# the others are mixtures computed as these are
+SLOW = () if FULL else ("apart", "rings", "line", "normal", "points")
+
+
+@pytest.mark.parametrize("problem", mostly_slow(PROBLEMS, lambda name: name not in SLOW))
 def test_exact_scores(problem):
     check_score_model(PROBLEMS[problem].data.score(sd.VP()), full=FULL)
 

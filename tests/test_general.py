@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from cases import mostly_slow
 
 import sdegen as sd
 from sdegen import noise as noises
@@ -301,7 +302,7 @@ def from_law(p, n):
     return (EDGES[k] + (u - total[k]) / p[k] * (EDGES[1] - EDGES[0]))[:, None]
 
 
-@pytest.mark.parametrize("kind", WELLS)
+@pytest.mark.parametrize("kind", mostly_slow(WELLS, [*WELLS][-1:]))
 @pytest.mark.parametrize("name", ["euler_maruyama", "pc", "flow", *map(slow, ("milstein", "stochastic_runge_kutta"))])
 def test_reverse_laws_of_a_double_well(kind, name):
     """From the law at t_max back to `N(0.3, 0.3^2)`, with the exact score and, where g depends on x, div(g g^T)."""

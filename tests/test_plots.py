@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from cases import mostly_slow
 from matplotlib.text import Text
 from PIL import Image
 
@@ -341,7 +342,7 @@ def test_names_beside_lines_do_not_touch(count):
     assert [n.xy[1] for n in places] == sorted((n.xy[1] for n in names), reverse=True)
 
 
-@pytest.mark.parametrize("count", [3, 9, 20])
+@pytest.mark.parametrize("count", mostly_slow([3, 9, 20], [9]))
 @WIDTHS
 def test_a_legend_stands_outside_and_letters_do_not_touch(width, count):
     draw = plots.quality(many(count), 0.03, axes(width, 5.4), pareto=True, title="A title that takes more than a line")

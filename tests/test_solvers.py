@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from cases import crossed, mostly_slow
 from problems import F64, FRAMES, MEANS, WIDTHS, exact_law, gaussian, lam_grid, mixture
 
 import sdegen as sd
@@ -48,11 +49,13 @@ def test_weak_order_by_exact_law(process, frame, order, correct, eta):
     check_solver(sd.Multistep(order, frame, eta, correct), process=process, only=["weak_order", "noise_rate"])
 
 
-@pytest.mark.parametrize("process", FOUR.values(), ids=FOUR.keys())
+STRONG = [sd.euler_maruyama(), sd.reverse_diffusion(), sd.ddpm(), sd.ddim(0.5), sd.Multistep(2, sd.DATA, 1.0)]
+
+
 @pytest.mark.parametrize(
-    "solver",
-    [sd.euler_maruyama(), sd.reverse_diffusion(), sd.ddpm(), sd.ddim(0.5), sd.Multistep(2, sd.DATA, 1.0)],
-    ids=repr,
+    ("solver", "process"),
+    # each solver once, and each process
+    mostly_slow(crossed(STRONG, FOUR.values()), list(zip(STRONG, [*FOUR.values(), *FOUR.values()]))),
 )
 def test_strong_order_of_additive_noise_is_one(solver, process):
     check_solver(solver, strong_order=1, process=process, only=["strong_order"])
@@ -172,7 +175,7 @@ def test_wide_matrix_noise_draws_as_many_normals_as_columns():
         sd.solve(bad.reverse(lambda x, t: -x), x, [1.0, 0.5], sd.euler_maruyama(), noise=noise)
 
 
-@pytest.mark.parametrize("snr", [0.16, 0.3])
+@pytest.mark.parametrize("snr", mostly_slow([0.16, 0.3], [0.16]))
 def test_pc_reaches_the_law_up_to_its_corrector_s_bias(snr):
     """In equilibrium the corrector widens variance C to C/(1 - e/2C), e = 2 (snr sigma)^2: a bias of snr^2 sigma^2/C.
 

@@ -13,6 +13,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
+from cases import mostly_slow
 
 import sdegen as sd
 from sdegen.testing.checks.samplers import SAMPLER, check_sampler
@@ -238,7 +239,11 @@ def test_evidence_of_null_samples_is_at_most_one_on_average():
 
 
 @pytest.mark.parametrize(
-    ("test", "size"), [(ks_test, 30), (functools.partial(energy_test, permutations=19), 8)], ids=["ks", "energy"]
+    ("test", "size"),
+    [
+        pytest.param(ks_test, 30, id="ks"),
+        pytest.param(functools.partial(energy_test, permutations=19), 8, id="energy", marks=pytest.mark.slow),
+    ],
 )
 def test_wealth_rarely_grows_under_the_null(test, size):
     """Ville: P(ever >= 10) <= 0.1, although the test stops as soon as it does."""
@@ -644,7 +649,7 @@ COUNTER = itertools.count()
 QUICK = dict(batch=200, max_batches=5, raise_on_fail=False)
 
 
-@pytest.mark.parametrize("kind", [*kinds(), "three", "apart", "line", "normal"])
+@pytest.mark.parametrize("kind", mostly_slow([*kinds(), "three", "apart", "line", "normal"], ["three", "line"]))
 def test_exact_samplers_pass(kind):
     law = {**kinds(), "three": THREE, "apart": APART, "line": LINE, "normal": NORMAL}[kind]
     report = check_sampler(draw(law), law, 5000, **QUICK)

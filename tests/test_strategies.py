@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import crossed, mostly_slow
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -69,6 +70,7 @@ STRATEGIES: dict[str, Any] = {
     "frames": strategies.frames(),
     "solvers": strategies.solvers(),
 }
+FEW = ("levels", "processes", "mixtures", "solvers")
 
 
 def each(strategy: Any, test: Callable[[Any], object], examples: int = 100) -> None:
@@ -129,7 +131,7 @@ def identical(one: Any, two: Any) -> bool:
 # ---------------------------------------------------------------------------------------------------- reprs
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", mostly_slow(STRATEGIES, FEW))
 def test_a_repr_makes_the_same_again(name: str) -> None:
     def check(value: Any) -> None:
         assert identical(paste(value), value)
@@ -138,7 +140,7 @@ def test_a_repr_makes_the_same_again(name: str) -> None:
     each(STRATEGIES[name], check)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", mostly_slow(STRATEGIES, FEW))
 def test_what_is_drawn_can_be_copied_and_pickled(name: str) -> None:
     def check(value: Any) -> None:
         for twin in (copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
@@ -346,8 +348,7 @@ def test_levels_are_in_their_order() -> None:
     each(cases, check)
 
 
-@pytest.mark.parametrize("kind", SPACINGS)
-@pytest.mark.parametrize("most", [5, 60, 10_000])
+@pytest.mark.parametrize(("kind", "most"), mostly_slow(crossed(SPACINGS, [5, 60, 10_000]), lambda case: case[1] == 60))
 def test_grids_are_grids(kind: str, most: int) -> None:
     def check(case: tuple[Spacing, sd.Process]) -> None:
         grid, process = case
