@@ -579,7 +579,9 @@ def test_rejects_what_does_not_go_with_a_tolerance():
 
 
 # -------------------------------------------------------------------------------------- dense output and events
-@pytest.mark.parametrize("solver", [sd.adams(), *(f() for f in PAIRS), sd.adams(order=2)], ids=repr)
+@pytest.mark.parametrize(
+    "solver", mostly_slow([sd.adams(), *(f() for f in PAIRS), sd.adams(order=2)], [sd.adams(), sd.tsit5(), sd.dopri8()])
+)
 def test_the_path_between_the_steps(solver):
     process = sd.EDM()
     model, x = mixture().score(process), start(process, 6)

@@ -234,7 +234,7 @@ import sys, torch
 import sdegen as sd
 from sdegen import bench
 from sdegen.bench import names, runs
-if __name__ == "__main__":
+if folder is None:
     runs.Bench.shot = lambda *args: sys.exit("a run was repeated")
 peers = [c for c in names.peers("k-diffusion") if c.name == "euler"]
 metrics = ["sw2", sd.metrics.Frechet(lambda x: torch.cat([x, x * x], 1))]
@@ -242,7 +242,7 @@ problem = bench.problem("rings")
 given = {"samples": 16, "resamples": 20, "progress": False, "keep": folder or sys.argv[1]}
 bench.sweep(problem, ["ddim@karras", "default", *peers], [4], metrics, **given)
 """
-    exec(compile(code, "<string>", "exec"), {"__name__": "here", "folder": tmp_path})  # noqa: S102
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__", "folder": tmp_path})  # noqa: S102
     again = ["folder = None\n" + code, str(tmp_path)]
     ran = subprocess.run([sys.executable, "-c", *again], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

@@ -376,8 +376,10 @@ def mean_errors(name, nfe, plan, kind="free"):
     return float(planned_errors(model, x, end, plan).mean()), usual, min(peers)
 
 
-@pytest.mark.parametrize("name", ["plane", "clusters"])
-@pytest.mark.parametrize(("nfe", "over_usual", "over_best"), [(10, 5.0, 2.0), (20, 7.0, 2.5)])
+BEATEN = [(name, *case) for name, case in crossed(["plane", "clusters"], [(10, 5.0, 2.0), (20, 7.0, 2.5)])]
+
+
+@pytest.mark.parametrize(("name", "nfe", "over_usual", "over_best"), mostly_slow(BEATEN, [BEATEN[0], BEATEN[-1]]))
 def test_a_plan_beats_fixed_methods(name, nfe, over_usual, over_best):
     plan = made(name, nfe)
     own, usual, best = mean_errors(name, nfe, plan)

@@ -38,9 +38,20 @@ def expected(solver):
     return COUPLED if catalogue.couples(solver) else {}
 
 
+# their order takes long; in the fast suite it is seen in sd.dpm_ancestral() and sd.stochastic_heun()
+LONG = () if FULL else (sd.dpmpp_ancestral(), sd.adaptive_heun())
+
+
 @pytest.mark.parametrize("solver", METHODS, ids=repr)
 def test_methods(solver):
-    check_solver(solver, only=OF_A_METHOD, expected_failed=expected(solver), full=FULL)
+    names = [name for name in OF_A_METHOD if name != "weak_order" or solver not in LONG]
+    check_solver(solver, only=names, expected_failed=expected(solver), full=FULL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", LONG, ids=repr)
+def test_orders_that_take_long(solver):
+    check_solver(solver, only=["weak_order"])
 
 
 # without their noise the classes of stochastic.py run the code that they run with it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import re
 import sys
@@ -69,57 +68,42 @@ def prose(text: str) -> str:
 class Page:
     """The Python blocks of one file, run in order in one module, one folder and one stream of random numbers."""
 
-    def __init__(self, path: Path, folder: Path) -> None:
-        self.path, self.folder = path, folder
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.blocks = [b for b in blocks(path.read_text()) if b.language in PYTHON]
-        self.done = 0
         self.module = types.ModuleType(f"docs_{path.stem}")
         sys.modules[self.module.__name__] = self.module  # dataclasses and pickle look it up
-        self.rng = torch.Generator().get_state()
 
-    def run(self, index: int) -> None:
-        """Run block `index`, first those before it that were not run yet (tests may be spread over processes)."""
+    def run(self) -> None:
+        """Run the blocks, in order."""
         outside = torch.get_rng_state()
-        torch.set_rng_state(self.rng)
+        torch.set_rng_state(torch.Generator().get_state())
         try:
-            while self.done <= index:
-                block = self.blocks[self.done]
+            for block in self.blocks:
                 # empty lines in front give tracebacks the line numbers of the file
                 code = compile("\n" * (block.line - 1) + block.code, str(self.path), "exec", dont_inherit=True)
                 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                     exec(code, vars(self.module))  # noqa: S102
-                self.done += 1
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             line = next((f.lineno for f in frames if f.filename == str(self.path)), block.line)
             pytest.fail(f"{named(self.path)}:{line} (block at line {block.line}): {type(error).__name__}: {error}")
         finally:
-            self.rng = torch.get_rng_state()
             torch.set_rng_state(outside)
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """The page of a path; the same one for all of its blocks."""
-    return functools.cache(lambda path: Page(path, tmp_path_factory.mktemp(path.stem)))
 
 
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-CASES = [
-    pytest.param(path, i, id=f"{named(path)}:{block.line}")
-    for path in FILES
-    for i, block in enumerate(b for b in blocks(path.read_text()) if b.language in PYTHON)
-]
+WITH_CODE = [path for path in FILES if any(b.language in PYTHON for b in blocks(path.read_text()))]
 
 
-@pytest.mark.parametrize(("path", "index"), CASES)
-def test_block_runs(path, index, page, monkeypatch):
-    """Warnings are errors here as everywhere in the suite."""
-    monkeypatch.chdir(page(path).folder)
-    page(path).run(index)
+@pytest.mark.parametrize("path", WITH_CODE, ids=named)
+def test_blocks_run(path, tmp_path, monkeypatch):
+    """Warnings are errors here as everywhere in the suite. A page is one test: its blocks go on from one another."""
+    monkeypatch.chdir(tmp_path)
+    Page(path).run()
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

@@ -520,7 +520,7 @@ def test_posterior_of_data_points_only_weighs_them() -> None:
 # ------------------------------------------------------------------------------------------------------- flow
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("process", mostly_slow(PROCESSES, [VP(), EDM()]))
 def test_flow_solves_the_probability_flow(process: Process) -> None:
     """Against RK4 at n and 2n steps: the finer is off by a fifteenth of their difference (order 4), taken twice."""
     law = Gaussian(randn(1, D), factor=randn(2, D, R), std=0.2 + randn(3, D).abs())
@@ -655,7 +655,7 @@ def test_no_host_sync(kind: str) -> None:
     assert model(torch.zeros(2, D), process.level(0.5)).device.type == "cpu"
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", mostly_slow(FORMS, ["full", "low rank + diagonal"]))
 def test_compiles_to_one_graph(kind: str) -> None:
     mixture, _ = build(kind)
     process = VP()
