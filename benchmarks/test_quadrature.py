@@ -27,7 +27,7 @@ def grid(order: int) -> tuple[torch.Tensor, torch.Tensor]:
 def ours(order: int) -> np.ndarray:
     """`quadrature`, all steps at once."""
     h, us = grid(order)
-    return sd.quadrature.quadrature(-1.0, h, us)[0].numpy()
+    return sd.solvers.quadrature.quadrature(-1.0, h, us)[0].numpy()
 
 
 def direct(order: int) -> np.ndarray:

@@ -86,7 +86,7 @@ def torchdiffeq_rk4() -> Callable[[], Any]:
 def our_rk4() -> Callable[[], Any]:
     """The same."""
     flow, x, times = _flow()
-    return lambda: sd.solve(flow, x, sd.Fixed(times), sd.RungeKutta(sd.RK4, sd.TIME))
+    return lambda: sd.solve(flow, x, sd.Fixed(times), sd.RungeKutta(sd.tableaus.RK4, sd.TIME))
 
 
 def _flow() -> tuple[sd.ReverseSDE, torch.Tensor, torch.Tensor]:

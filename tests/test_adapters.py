@@ -14,8 +14,8 @@ from problems import F64, MEANS, PROCESSES, WIDTHS, exact_law, mixture
 
 import sdegen as sd
 from sdegen import adapters
-from sdegen.adapters.backwards import Backwards
-from sdegen.adapters.sde import _Increments
+from sdegen.adapters import Backwards
+from sdegen.adapters.torchsde import _Increments
 
 torchdiffeq = pytest.importorskip("torchdiffeq")
 torchsde = pytest.importorskip("torchsde")
@@ -30,7 +30,7 @@ ADAPTIVE = ["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 SCIPY = ["LSODA", "RK45", "DOP853", "Radau", "BDF"]
 
 
-class Watch:
+class Watch(sd.model.Model):
     """A model that writes down when it is asked."""
 
     def __init__(self, inner):
@@ -44,7 +44,7 @@ class Watch:
 @functools.cache
 def reference():
     """The ends of X along the flow."""
-    return sd.solve(MODEL, X, sd.grids.by_snr(VP, 800), sd.RungeKutta(sd.RK4, sd.SIGMA)).x
+    return sd.solve(MODEL, X, sd.grids.by_snr(VP, 800), sd.RungeKutta(sd.tableaus.RK4, sd.SIGMA)).x
 
 
 def error(x, exact=None):
@@ -141,7 +141,7 @@ def test_evaluations_are_counted_and_none_lies_outside(method, process):
     watch = Watch(mixture(process))
     solver = adapters.torchdiffeq(method, 1e-3, 1e-3)
     x = process.prior(sd.noise.seeds(0, 4), (2,), F64)
-    times = solver.grid(process, getattr(solver, "planned", 30))
+    times = solver.grid(process, solver.own_steps or 30)
     solution = sd.solve(watch, x, times, solver)
     assert solution.nfe.tolist() == [len(watch.times)] * 4
     assert process.t_min <= min(watch.times)
@@ -191,7 +191,7 @@ def test_levels_between_cost_nothing():
 
 def test_in_sample():
     rk4 = sd.sample(MODEL, (3, 2), solver=adapters.torchdiffeq("rk4"), steps=40)
-    native = sd.sample(MODEL, (3, 2), solver=sd.RungeKutta(sd.RK4, sd.TIME, grid=sd.grids.natural), steps=40)
+    native = sd.sample(MODEL, (3, 2), solver=sd.RungeKutta(sd.tableaus.RK4, sd.TIME, grid=sd.grids.natural), steps=40)
     torch.testing.assert_close(rk4, native, rtol=1e-3, atol=1e-4)
     steps = []
     solver = adapters.torchdiffeq("dopri5")
@@ -224,7 +224,7 @@ def test_general_flows_and_wrong_ones():
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "scipy_solver"])
 def test_states_of_other_precision(method, dtype):
     solver = adapters.torchdiffeq(method, 1e-4, 1e-4)
-    out = sd.solve(MODEL, X.to(dtype), sd.grids.by_time(VP, getattr(solver, "planned", 30)), solver)
+    out = sd.solve(MODEL, X.to(dtype), sd.grids.by_time(VP, solver.own_steps or 30), solver)
     assert out.x.dtype == dtype
     assert error(out.x.double()) < 30 * torch.finfo(dtype).eps + 3e-3
 
@@ -237,7 +237,7 @@ def test_a_sample_that_fails_leaves_the_others():
     x = torch.tensor([[0.1, 0.2], [4.0, 0.1], [-0.3, 1.0]], dtype=F64)
     for method in ("dopri5", "rk4", "scipy_solver"):
         solver = adapters.torchdiffeq(method)
-        times = sd.grids.by_time(VP, getattr(solver, "planned", 10))
+        times = sd.grids.by_time(VP, solver.own_steps or 10)
         solution = sd.solve(model, x, times, solver, on_failure="return")
         assert solution.status.tolist() == [sd.Status.OK, sd.Status.NONFINITE, sd.Status.OK]
         rest = sd.solve(model, x[[0, 2]], times, solver).x
@@ -269,8 +269,9 @@ def test_a_run_that_cannot_go_on_says_where():
 
 def test_the_default_number_of_steps_is_bounded(monkeypatch):
     """lambda = 1e7 over a unit of time: torchdiffeq alone would take some 3e6 steps."""
-    assert sys.modules["sdegen.adapters.ode"].MAX_STEPS == 10_000
-    monkeypatch.setattr("sdegen.adapters.ode.MAX_STEPS", 200)
+    module = sys.modules["sdegen.adapters.torchdiffeq"]
+    assert module.MAX_STEPS == 10_000
+    monkeypatch.setattr(module, "MAX_STEPS", 200)
     sde = sd.SDE.from_functions(lambda x, t: 1e7 * x, lambda x, t: torch.zeros_like(t), t_max=1.0)
     flow = sde.probability_flow(lambda x, t: x * 0)
     with pytest.raises(sd.SolveError, match="max_num_steps exceeded \\(200"):
@@ -297,6 +298,7 @@ def test_the_default_number_of_steps_is_bounded(monkeypatch):
         (lambda: adapters.torchsde(noise_type="matrix"), "noise_type"),
         (lambda: adapters.torchsde(brownian="tree"), "brownian"),
         (lambda: adapters.torchsde(dt=0.0), "dt must be positive"),
+        (lambda: adapters.torchsde(rtl=0.1), "did you mean 'rtol'"),
         (lambda: adapters.torchsde("srk", adaptive=True), "brownian='interval'"),
         (lambda: adapters.for_torchdiffeq(VP.reverse(MODEL)), "eta=1"),
         (lambda: adapters.for_torchdiffeq(VP), "for_torchdiffeq takes"),
@@ -656,7 +658,7 @@ def close(a, b, rtol):
 def true_gradients():
     """By autograd through 300 steps of RK4 here; tests/test_gradients.py has that against finite differences."""
     model, net = learned()
-    return gradients(model, net, sd.RungeKutta(sd.RK4, sd.SIGMA), sd.grids.by_snr(VP, 300))
+    return gradients(model, net, sd.RungeKutta(sd.tableaus.RK4, sd.SIGMA), sd.grids.by_snr(VP, 300))
 
 
 @pytest.mark.parametrize("frame", [sd.TIME, sd.SIGMA], ids=str)
@@ -683,7 +685,7 @@ def test_adjoint_gradients_at_levels_between():
     model, _ = learned()
     times = sd.grids.by_time(VP, 3)
     solver = adapters.torchdiffeq("dopri5", 1e-9, 1e-9, adjoint=True)
-    ours = sd.RungeKutta(sd.RK4, sd.TIME)
+    ours = sd.RungeKutta(sd.tableaus.RK4, sd.TIME)
     results = []
     for s, grid in ((solver, times), (ours, sd.grids.by_time(VP, 300))):
         x = X[:4].clone().requires_grad_()

@@ -10,7 +10,8 @@ import torch
 from cases import crossed, mostly_slow
 
 import sdegen as sd
-from sdegen.loop import queue as active
+from sdegen.loop import queue
+from sdegen.loop.advance import advance
 from sdegen.loop.pace import RUNNING
 from sdegen.solvers.tableaus import BOGACKI_SHAMPINE, DOPRI5, DOPRI8, HEUN_EULER, RK4, TSIT5
 from sdegen.testing.problems import PROBLEMS
@@ -110,7 +111,7 @@ FAST = [(sd.SIGMA, "adams"), (sd.TIME, "adams"), (sd.WIENER, "tsit5"), (sd.ANGLE
 
 @pytest.mark.parametrize(("frame", "name"), mostly_slow(crossed(FRAMES, ["adams", "tsit5"]), FAST))
 def test_in_every_frame_and_process(frame, name):
-    make = {"adams": lambda frame: sd.Adams(frame=frame), "tsit5": sd.tsit5}[name]
+    make = {"adams": lambda frame: sd.solvers.Adams(frame=frame), "tsit5": sd.tsit5}[name]
     for process in (sd.VP(), sd.SubVP(), sd.VE(), sd.EDM(), sd.Cosine(), sd.Flow(), sd.DiscreteVP()):
         model, x, exact = on_a_line(process)
         found = sd.solve(model, x, sd.PI(tol=1e-3), make(frame))
@@ -152,7 +153,7 @@ def test_general_flows_and_equations_of_matrices():
     flow = sde.probability_flow(law.score(sde))
     x = sde.prior(sd.noise.seeds(0, 24), (2,)).double()
     exact = sd.solve(flow, x, sd.PI(rtol=1e-10, atol=1e-10), sd.dopri8(sd.TIME)).x
-    for solver in (sd.dopri5(sd.TIME), sd.Adams(frame=sd.TIME)):
+    for solver in (sd.dopri5(sd.TIME), sd.solvers.Adams(frame=sd.TIME)):
         for tol in (1e-2, 1e-4, 1e-6):
             found = sd.solve(flow, x, sd.PI(tol=tol), solver)
             assert float(error(found.x, exact).median()) < 5 * tol
@@ -178,14 +179,14 @@ def test_noise_that_depends_on_x_converges_on_its_path():
 
 def test_a_solution_of_samples():
     model = mixture().score(sd.VP())
-    found = sd.sample(model, (30, 2), tol=1e-3, batch_size=8, return_solution=True)
+    found = sd.draw(model, (30, 2), tol=1e-3, batch_size=8)
     assert torch.equal(found.x, sd.sample(model, (30, 2), tol=1e-3, batch_size=8))
     assert found.nfe.shape == found.status.shape == found.error.shape == (30,)
     assert bool((found.nfe > 10).all())
-    fixed = sd.sample(model, (30, 2), steps=7, return_solution=True)
+    fixed = sd.draw(model, (30, 2), steps=7)
     assert torch.equal(fixed.x, sd.sample(model, (30, 2), steps=7))
     assert fixed.nfe.tolist() == [8] * 30
-    assert sd.sample(model, (0, 2), steps=7, return_solution=True).x.shape == (0, 2)
+    assert sd.draw(model, (0, 2), steps=7).x.shape == (0, 2)
 
 
 def test_a_failed_sample_claims_no_accuracy():
@@ -229,7 +230,12 @@ def test_a_tolerance_per_step_as_scipy_means_it():
     sde = sd.SDE.from_functions(lambda x, t: x, lambda x, t: torch.zeros_like(t))
     flow = sde.probability_flow(lambda x, t: torch.zeros_like(x))
     x = torch.tensor([[1.0], [5.0]], dtype=F64)
-    for solver in (sd.dopri5(sd.TIME), sd.tsit5(sd.TIME), sd.Adams(frame=sd.TIME), sd.bogacki_shampine(sd.TIME)):
+    for solver in (
+        sd.dopri5(sd.TIME),
+        sd.tsit5(sd.TIME),
+        sd.solvers.Adams(frame=sd.TIME),
+        sd.bogacki_shampine(sd.TIME),
+    ):
         for rtol in (1e-4, 1e-8):
             found = sd.solve(flow, x, sd.PI(rtol=rtol, atol=0.0), solver)
             gap = (found.x / x / math.exp(-1.0) - 1).abs().max()
@@ -292,7 +298,7 @@ def test_the_batch_stays_full_until_the_queue_is_empty():
     net = Recording(sd.VP(), mixture())
     sd.sample(net.model(), (100, 2), tol=1e-3, batch_size=16, denoise=False, dtype=F64)
     assert set(net.calls) == {16}
-    waste = sum(net.calls) / int(sd.sample(net.model(), (100, 2), tol=1e-3, return_solution=True, dtype=F64).nfe.sum())
+    waste = sum(net.calls) / int(sd.draw(net.model(), (100, 2), tol=1e-3, dtype=F64).nfe.sum())
     assert waste < 1.3  # of one batch's last samples, while nobody is left to enter
     for solver, count in itertools.product((sd.adams(), sd.dopri5(), sd.heun_euler(), sd.tsit5(sd.TIME)), (5, 20)):
         fixed = Recording(sd.VP(), mixture())
@@ -319,13 +325,13 @@ def test_conditions_follow_their_samples():
 
 def test_one_look_at_the_device_per_chunk(monkeypatch):
     """Without what a CPU is read for freely, a chunk of attempts costs one transfer of the statuses."""
-    for name in ("sdegen.loop.queue.readable", "sdegen.solvers.adams.readable"):
+    for name in ("sdegen.loop.advance.readable", "sdegen.solvers.adams.readable"):
         monkeypatch.setattr(name, lambda *_: False)
     model, x = mixture().score(sd.VP()), start(sd.VP(), 8)
-    feed = active.Feed(8, lambda i: model, lambda i: x[i], lambda i: None)
-    run = active.Run(feed, 8, sd.VP(), sd.PI(tol=1e-3).bind(sd.adams(), sd.VP(), F64), sd.adams())
-    batch = run._started()
-    run._serve(batch)
+    source = queue.Source(8, lambda i: model, lambda i: x[i], lambda i: None)
+    control = sd.PI(tol=1e-3).bind(sd.adams(), sd.VP(), F64)
+    waiting = queue.Queue(source, 8, sd.VP(), control, sd.adams(), False, None, None)
+    rules, state = waiting.rules(torch.arange(8)), waiting._started().state
     reads = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -334,10 +340,10 @@ def test_one_look_at_the_device_per_chunk(monkeypatch):
                 reads.append(func)
             return func(*args, **(kwargs or {}))
 
-    batch = run._attempt(batch)
+    state = advance(rules, state, 0)
     with Watch():
-        for _ in range(5):
-            batch = run._attempt(batch)
+        for k in range(1, 6):
+            state = advance(rules, state, k)
     assert reads == []
 
 
@@ -420,7 +426,7 @@ def test_an_exception_in_the_score_keeps_what_is_done():
     assert bool((caught.value.partial.status == sd.Status.STOPPED).all())
 
 
-@pytest.mark.parametrize("make", [sd.adams, sd.dopri5, lambda: sd.Adams(frame=sd.TIME)])
+@pytest.mark.parametrize("make", [sd.adams, sd.dopri5, lambda: sd.solvers.Adams(frame=sd.TIME)])
 @pytest.mark.parametrize(
     "options", [{"first_step": 1e-20}, {"max_step": 1e-20}, {"safety": 1e-30}, {"max_jump": 1e-20}]
 )
@@ -488,7 +494,7 @@ def test_exceptions_keep_their_notes_and_what_is_done():
 
 
 def test_a_solver_that_changes_the_dtype_is_refused():
-    class Widening(sd.Adams):
+    class Widening(sd.solvers.Adams):
         def step(self, model, x, now, next, carry, noise):
             step = super().step(model, x, now, next, carry, noise)
             return step._replace(x=step.x.double())
@@ -558,9 +564,9 @@ def test_rejects_what_does_not_go_with_a_tolerance():
     model = mixture().score(sd.VP())
     seeds = sd.noise.seeds(0, 4)
     x = start(sd.VP(), 4)
-    for options in ({"steps": 10}, {"grid": sd.grids.karras}, {"return_path": True}, {"observe": print}):
+    for options in ({"steps": 10}, {"grid": sd.grids.karras}, {"path": True}, {"observe": print}):
         with pytest.raises(sd.InvalidArgumentError, match="does not go with tol"):
-            sd.sample(model, (4, 2), tol=1e-2, **options)
+            sd.draw(model, (4, 2), tol=1e-2, **options)
     for solver in (sd.ddim(), sd.RungeKutta(RK4), sd.euler_maruyama()):
         with pytest.raises(sd.InvalidArgumentError, match="no error estimate"):
             sd.sample(model, (4, 2), tol=1e-2, solver=solver)
@@ -601,14 +607,14 @@ def test_the_path_between_the_steps(solver):
 @pytest.mark.parametrize(
     ("solver", "order"),
     [
-        (sd.RungeKutta(sd.HEUN), 2),
+        (sd.RungeKutta(sd.tableaus.HEUN), 2),
         (sd.RungeKutta(RK4), 3),
         (sd.RungeKutta(BOGACKI_SHAMPINE), 3),
         (sd.RungeKutta(DOPRI5), 4),
         (sd.RungeKutta(TSIT5), 4),
         (sd.RungeKutta(DOPRI8), 3),
         (sd.Multistep(2), 2),
-        (sd.Adams(2), 3),
+        (sd.solvers.Adams(2), 3),
     ],
     ids=repr,
 )
@@ -665,7 +671,7 @@ def test_a_rejected_step_stays_on_its_path():
     process = sd.VP()
     model, seeds = mixture().score(process), sd.noise.seeds(4, 64)
     x, solver = start(process, 64), sd.adams(eta=1.0)
-    noise = sd.Brownian(seeds, process, clock=solver.clock(process))
+    noise = sd.Brownian(seeds, process, clock=solver.noise_clock(process))
     ends = [sd.solve(model, x, sd.PI(tol=tol, max_jump=0.5), solver, noise=noise).x for tol in (0.3, 0.03, 3e-3)]
     far, near = (float(error(end, ends[-1]).median()) for end in ends[:2])
     assert near < 0.4 * far < 0.1

@@ -15,6 +15,7 @@ import torch
 from cases import crossed, mostly_slow
 
 import sdegen as sd
+from sdegen.errors import ScoreShapeError, ScoreTypeError
 from sdegen.testing import (
     FAULTS,
     PROBLEMS,
@@ -95,8 +96,8 @@ def every_fault_once(kinds):
 runs = pytest.mark.parametrize(("entry", "solver"), every_solver_once(RUNS))
 
 WRONG = {
-    sd.ScoreShapeError: ["missing dimension", "one column", "one row", "extra dimension", "scalar"],
-    sd.ScoreTypeError: ["other float", "int64", "complex", "python float", "none", "tuple", "numpy", "other device"],
+    ScoreShapeError: ["missing dimension", "one column", "one row", "extra dimension", "scalar"],
+    ScoreTypeError: ["other float", "int64", "complex", "python float", "none", "tuple", "numpy", "other device"],
     sd.ScoreError: ["edits its input"],
 }
 SILENT = ["huge", "zero"]

@@ -115,7 +115,7 @@ def test_moments_of_geometric_brownian_motion():
     """log x is normal: its mean and variance over 20,000 paths, 6.5 standard deviations (8e-11); 64 Milstein steps."""
     n = 20_000
     x = torch.ones(n, 1, dtype=F64)
-    path = DIAGONAL.forward(x, grid(64), noise=sd.White(noises.seeds(4, n)), solver=sd.milstein())
+    path = sd.forward(DIAGONAL, x, grid(64), noise=sd.White(noises.seeds(4, n)), solver=sd.milstein())
     log = path[-1].log()
     assert abs(float(log.mean()) - (MU - S * S / 2)) < 6.5 * S / math.sqrt(n) + 0.01
     assert abs(float(log.var()) / S**2 - 1) < 6.5 * math.sqrt(2 / n) + 0.02
@@ -125,7 +125,7 @@ def test_moments_of_geometric_brownian_motion():
 
 VP = sd.VP()
 DATA = sd.GaussianMixture([[-1.0], [0.8]], stds=[0.5, 0.4], weights=[1.0, 2.0])
-ER = functools.partial(data_clock, eta=sd.ERSDEEta())
+ER = functools.partial(data_clock, eta=sd.solvers.eta.ERSDEEta())
 IN_TIME = {
     "euler_maruyama": (sd.euler_maruyama(), None),
     "milstein": (sd.milstein(), None),
@@ -140,9 +140,9 @@ IN_LAM = {
     "Multistep(2, SIGMA)": (sd.Multistep(2, sd.SIGMA, eta=1.0), sigma_clock),
     "dpmpp_sde(2)": (sd.dpmpp_sde(2), data_clock),
     "dpmpp_sde(2, singlestep)": (sd.dpmpp_sde(2, singlestep=True), data_clock),
-    "seeds(1)": (sd.seeds(1), sigma_clock),
-    "seeds(2)": (sd.seeds(2), sigma_clock),
-    "seeds(3)": (sd.seeds(3), sigma_clock),
+    "seeds(1)": (sd.seeds_solver(1), sigma_clock),
+    "seeds(2)": (sd.seeds_solver(2), sigma_clock),
+    "seeds(3)": (sd.seeds_solver(3), sigma_clock),
     "sa_solver(3)": (sd.sa_solver(3, low=0.0, high=math.inf), data_clock),
     "er_sde(3)": (sd.er_sde(3), ER),
     "dpm_ancestral": (sd.dpm_ancestral(), data_clock),
@@ -309,14 +309,14 @@ def test_reverse_laws_of_a_double_well(kind, name):
     steps, sde = 200, WELLS[kind]
     p = densities(kind, steps)
     x, model = from_law(p[-1], N), sde.reverse(GridScore(kind, steps), 0.0 if name == "flow" else 1.0)
-    solver = EVERY.get(name, sd.RungeKutta(sd.EULER, sd.TIME))
+    solver = EVERY.get(name, sd.RungeKutta(sd.tableaus.EULER, sd.TIME))
     if name == "pc":
         solver = sd.PC(sd.euler_maruyama(), sd.Langevin(length=2e-4))
     out = sd.solve(model, x, grid(steps, 0.8, 0.0), solver, noise=sd.White(noises.seeds(2, N))).x
     assert away(x, p[0]) > 0.2
     assert away(out, p[0]) < BOUND + 0.01
     if name == "flow":
-        back = sd.solve(model, out, grid(steps, 0.0, 0.8), sd.RungeKutta(sd.EULER, sd.TIME)).x
+        back = sd.solve(model, out, grid(steps, 0.0, 0.8), sd.RungeKutta(sd.tableaus.EULER, sd.TIME)).x
         assert away(back, p[-1]) < BOUND + 0.01
 
 
@@ -326,14 +326,14 @@ def test_reverse_laws_of_a_double_well(kind, name):
 def test_forward_runs_every_solver_in_t():
     x, noise = torch.ones(4, 2, dtype=F64), Brownian(noises.seeds(0, 4), DIAGONAL)
     for solver in (sd.euler_maruyama(), sd.milstein(), sd.stochastic_heun(), sd.stochastic_runge_kutta()):
-        path = DIAGONAL.forward(x, UP, noise=noise, solver=solver)
+        path = sd.forward(DIAGONAL, x, UP, noise=noise, solver=solver)
         solution = sd.solve(DIAGONAL.as_forward(), x, UP, solver, noise=noise)
         assert torch.equal(path[-1], solution.x)
         assert path.shape == (5, 4, 2)
     assert torch.equal(
-        DIAGONAL.forward(x, UP, noise=noise), DIAGONAL.forward(x, UP, noise=noise, solver=sd.euler_maruyama())
+        sd.forward(DIAGONAL, x, UP, noise=noise), sd.forward(DIAGONAL, x, UP, noise=noise, solver=sd.euler_maruyama())
     )
-    matrix = MATRIX.forward(x, UP, seed=3, solver=sd.stochastic_runge_kutta())
+    matrix = sd.forward(MATRIX, x, UP, seed=3, solver=sd.stochastic_runge_kutta())
     assert matrix.isfinite().all()
     model = VP.as_forward()
     assert torch.equal(model.drift(x, UP[2] + 0.1), VP.drift(x, UP[2] + 0.1))

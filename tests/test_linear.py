@@ -199,7 +199,7 @@ def test_exact_forward_transitions():
         return z
 
     x = at([0.4, -1.0, 0.3])
-    path = sde.forward(x.expand(10, 3), times, noise=noise)
+    path = sd.forward(sde, x.expand(10, 3), times, noise=noise)
     for k, t in enumerate(times[1:], 1):
         law = sde.marginal(sd.Gaussian(x, std=0.0), t)
         moved = path[k, 1:] - path[k, 0]
@@ -225,7 +225,7 @@ METHODS = {
     "euler_maruyama": (sd.euler_maruyama(), 1.0, 400),
     "stochastic_heun": (sd.stochastic_heun(), 1.0, 100),
     "stochastic_runge_kutta": (sd.stochastic_runge_kutta(), 1.0, 100),
-    "probability flow": (sd.RungeKutta(sd.RK4, sd.TIME), 0.0, 100),
+    "probability flow": (sd.RungeKutta(sd.tableaus.RK4, sd.TIME), 0.0, 100),
 }
 
 

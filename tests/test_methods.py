@@ -10,6 +10,7 @@ import torch
 from problems import F64, mixture
 
 import sdegen as sd
+from sdegen.solvers.compose import Wrapper
 from sdegen.testing import PROBLEMS, reference, slope
 from sdegen.testing.laws import exact_law
 from sdegen.testing.problems import by_lam, uneven
@@ -18,28 +19,26 @@ VP, EDM = sd.VP(), sd.EDM()
 FRAMES = (sd.DATA, sd.NOISE, sd.SIGMA, sd.ANGLE, sd.FLOW, sd.WIENER, sd.TIME)
 
 
-class Plain:
+class Plain(Wrapper):
     """A solver without its `on`, so that it steps as it does outside of a known grid."""
 
     def __init__(self, solver):
         self.solver = solver
 
-    def __getattr__(self, name):
-        if name in ("on", "solver"):
-            raise AttributeError(name)
-        return getattr(self.solver, name)
+    def step(self, *arguments):
+        return self.solver.step(*arguments)
 
 
 SOLVERS = [
-    *(sd.RungeKutta(tableau, frame) for tableau in (sd.HEUN, sd.RK4) for frame in FRAMES),
+    *(sd.RungeKutta(tableau, frame) for tableau in (sd.tableaus.HEUN, sd.tableaus.RK4) for frame in FRAMES),
     *(
         sd.Multistep(3, frame, eta, correct, pair)
         for frame in FRAMES
         for eta, correct, pair in ((0.0, False, "exact"), (0.7, True, "flat"), (0.0, True, "midpoint"))
     ),
-    sd.Multistep(3, sd.DATA(variable=lambda lam: lam), eta=sd.Window(0.8, 0.1, 2.0), correct=True),
-    *(sd.dpm(3), sd.seeds(3), sd.er_sde(), sd.sa_solver(), sd.ddim(), sd.ddim(0.5), sd.ipndm()),
-    *(sd.dpmpp_sde(2, singlestep=True), sd.Singlestep((1.0,), (0, 1), sd.NOISE, sd.ERSDEEta())),
+    sd.Multistep(3, sd.DATA(variable=lambda lam: lam), eta=sd.solvers.eta.WindowEta(0.8, 0.1, 2.0), correct=True),
+    *(sd.dpm(3), sd.seeds_solver(3), sd.er_sde(), sd.sa_solver(), sd.ddim(), sd.ddim(0.5), sd.ipndm()),
+    *(sd.dpmpp_sde(2, singlestep=True), sd.Singlestep((1.0,), (0, 1), sd.NOISE, sd.solvers.eta.ERSDEEta())),
 ]
 
 
@@ -60,7 +59,7 @@ def test_weights_worked_out_at_once_are_those_of_single_steps():
         (sd.pndm(), 10, 3 * 4 + 7),
         (sd.pndm("heun"), 10, 2 + 9),
         (sd.pndm(), 2, 2 * 4),
-        (sd.Started(sd.Multistep(3, sd.NOISE), sd.RungeKutta(sd.HEUN, sd.NOISE), steps=1), 5, 2 + 4),
+        (sd.solvers.Started(sd.Multistep(3, sd.NOISE), sd.RungeKutta(sd.tableaus.HEUN, sd.NOISE), steps=1), 5, 2 + 4),
         (sd.dpm(3), 4, 12),
         (sd.default(), 12, 12),
     ],
@@ -81,7 +80,7 @@ def test_evaluations_are_counted_step_by_step(solver, n, nfe):
 
 def test_a_started_method_has_its_order_without_a_graded_start():
     """From a cold start order 4 shows 2 on this grid (test_solvers); from RK4's steps it shows 4."""
-    solver = sd.Started(sd.Multistep(4, sd.NOISE), sd.RungeKutta(sd.RK4, sd.NOISE))
+    solver = sd.solvers.Started(sd.Multistep(4, sd.NOISE), sd.RungeKutta(sd.tableaus.RK4, sd.NOISE))
     x, exact = reference(VP)
     errors = [float((sd.solve(mixture(VP), x, by_lam(VP, n), solver).x - exact).abs().mean()) for n in (200, 400)]
     assert abs(slope(errors) - 4) < 0.5
@@ -92,22 +91,24 @@ def test_the_default_is_the_method_for_its_number_of_steps(n):
     solver = sd.default()
     x, times = EDM.prior(sd.noise.seeds(0, 3), (2,), F64), sd.grids.angular(EDM, n)
     chosen = sd.Multistep(3 if n <= 10 else 4, solver.frame, correct=n >= 40)
-    assert solver.among(n) == chosen
+    assert solver.for_steps(n) == chosen
     assert torch.equal(sd.solve(mixture(EDM), x, times, solver).x, sd.solve(mixture(EDM), x, times, chosen).x)
 
 
-@pytest.mark.parametrize("eta", [sd.ERSDEEta(), sd.ERSDEEta(1.0, 0.5), sd.DDIMEta(0.6)], ids=repr)
+@pytest.mark.parametrize(
+    "eta", [sd.solvers.eta.ERSDEEta(), sd.solvers.eta.ERSDEEta(1.0, 0.5), sd.solvers.eta.DDIMEta(0.6)], ids=repr
+)
 def test_a_step_has_the_mean_square_of_eta(eta):
     """`1 + eta^2` of a step is the mean of its function over the step, in lam; additive over parts of a step."""
     lams = torch.linspace(-2.5, 2.0, 7, dtype=F64)
     ends = [EDM.at(lam) for lam in lams]
     parts = sum(float((1 + eta(a, b) ** 2) * (b.lam - a.lam)) for a, b in zip(ends, ends[1:]))
     whole = float((1 + eta(ends[0], ends[-1]) ** 2) * 4.5)
-    if isinstance(eta, sd.DDIMEta):  # a function of the step, not of the level
+    if isinstance(eta, sd.solvers.eta.DDIMEta):  # a function of the step, not of the level
         assert abs(parts - whole) > 1e-3
     else:
         assert abs(parts - whole) < 1e-12
-    if isinstance(eta, sd.ERSDEEta):
+    if isinstance(eta, sd.solvers.eta.ERSDEEta):
         fine = torch.linspace(-2.5, 2.0, 4001, dtype=F64)
         s = torch.exp(-fine) ** eta.power
         gain = 1 + eta.power * s * s.exp() / (s.exp() + eta.shift)
@@ -116,7 +117,7 @@ def test_a_step_has_the_mean_square_of_eta(eta):
 
 
 def test_a_window_is_open_in_steps_whose_middle_is_inside():
-    eta, levels = sd.Window(0.8, 0.2, 3.0), [EDM.level(s) for s in (4.0, 3.0, 2.0, 0.25, 0.17, 0.1)]
+    eta, levels = sd.solvers.eta.WindowEta(0.8, 0.2, 3.0), [EDM.level(s) for s in (4.0, 3.0, 2.0, 0.25, 0.17, 0.1)]
     seen = [float(eta(now, next)) for now, next in zip(levels, levels[1:])]
     assert seen == [0.0, 0.8, 0.8, 0.8, 0.0]
 
@@ -153,7 +154,7 @@ def test_the_frame_of_the_moments_is_exact_on_gaussian_data(name, eta, steps):
     """Any Gaussian, every eta, flow and law, in one step."""
     data = PROBLEMS[name].data
     widths, basis = torch.linalg.eigh(data.cov())
-    frame = sd.Moments(None, data.mean(), basis[:, 1:], widths[1:].sqrt(), float(widths[0].sqrt()))
+    frame = sd.solvers.moment_frame.Moments(None, data.mean(), basis[:, 1:], widths[1:].sqrt(), float(widths[0].sqrt()))
     times = by_lam(VP, steps)
     law = exact_law(sd.Multistep(2, frame, eta), VP, data, times)
     assert law.error(data.marginal(VP.level(times[-1]))) < 1e-12
@@ -161,7 +162,7 @@ def test_the_frame_of_the_moments_is_exact_on_gaussian_data(name, eta, steps):
 
 def test_the_frame_of_the_moments_has_the_order_of_the_method_on_other_data():
     x, exact = reference(VP)
-    frame = sd.Moments.of(PROBLEMS["three"].data.sample(100), rank=1)
+    frame = sd.solvers.moment_frame.Moments.of(PROBLEMS["three"].data.sample(100), rank=1)
     for solver in (sd.Multistep(2, frame), sd.Multistep(2, frame, correct=True)):
         errors = [float((sd.solve(mixture(VP), x, uneven(VP, n), solver).x - exact).abs().mean()) for n in (80, 160)]
         assert abs(slope(errors) - solver.convergence) < 0.25
@@ -169,17 +170,17 @@ def test_the_frame_of_the_moments_has_the_order_of_the_method_on_other_data():
 
 def test_moments_of_samples():
     data = PROBLEMS["turned"].data
-    found = sd.Moments.of(data.sample(20_000), rank=2)
+    found = sd.solvers.moment_frame.Moments.of(data.sample(20_000), rank=2)
     torch.testing.assert_close(
         found.stds.sort().values, torch.linalg.eigvalsh(data.cov())[1:].sqrt(), rtol=0.03, atol=0
     )
     assert abs(found.rest - 1e-2) < 1e-3
     with pytest.raises(sd.InvalidArgumentError, match="samples show at most"):
-        sd.Moments.of(data.sample(3), rank=3)
+        sd.solvers.moment_frame.Moments.of(data.sample(3), rank=3)
     with pytest.raises(sd.InvalidArgumentError, match="orthonormal"):
-        sd.Moments(None, torch.zeros(2), torch.ones(2, 1), torch.ones(1))
+        sd.solvers.moment_frame.Moments(None, torch.zeros(2), torch.ones(2, 1), torch.ones(1))
     with pytest.raises(sd.InvalidArgumentError, match="several: use"):
-        sd.RungeKutta(sd.HEUN, found)
+        sd.RungeKutta(sd.tableaus.HEUN, found)
 
 
 def geometric(c=0.8, eta=1.0):
@@ -288,10 +289,10 @@ def test_milstein_refuses_matrix_noise():
 def test_churn_keeps_the_law_of_an_exact_solver(amount):
     """A solver without error between the kicks: what churn adds is exactly the noise of the level that it goes to."""
     data = sd.Gaussian([0.0], std=0.7)
-    solver = sd.Churn(sd.Multistep(1, sd.WIENER(sigma_data=0.7)), amount)
+    solver = sd.solvers.Churn(sd.Multistep(1, sd.WIENER(sigma_data=0.7)), amount)
     times = sd.grids.karras(EDM, 8)
     assert exact_law(solver, EDM, data, times).error(data.marginal(EDM.level(times[-1]))) < 1e-10
-    wrong = sd.Churn(sd.Multistep(1, sd.WIENER(sigma_data=0.7)), amount, inflate=1.01)
+    wrong = sd.solvers.Churn(sd.Multistep(1, sd.WIENER(sigma_data=0.7)), amount, inflate=1.01)
     assert exact_law(wrong, EDM, data, times).error(data.marginal(EDM.level(times[-1]))) > 1e-4
     assert wrong.convergence is None
 
@@ -306,23 +307,23 @@ def test_churn_keeps_the_law_of_an_exact_solver(amount):
         lambda: sd.Singlestep((0.5, 0.2), (1,)),
         lambda: sd.Singlestep((0.5,), (2,)),
         lambda: sd.Singlestep((1.5,), (1,)),
-        lambda: sd.Churn(sd.dpmpp(2)),
-        lambda: sd.Churn(amount=-1.0),
-        lambda: sd.Churn(low=2.0, high=1.0),
-        lambda: sd.Ancestral(sd.Singlestep((1.0,), (0, 1))),
-        lambda: sd.Ancestral(eta=1.5),
-        lambda: sd.Ancestral(sd.Singlestep((0.5,), (1,), sd.TIME)),
-        lambda: sd.ByLength(((1, sd.Multistep(2)), (5, sd.Multistep(2, sd.NOISE)))),
-        lambda: sd.Started(sd.Multistep(2, sd.DATA), sd.heun()),
-        lambda: sd.Started(sd.Multistep(2, sd.SIGMA, correct=True)),
-        lambda: sd.Started(steps=0),
-        lambda: sd.ByLength(((2, sd.Multistep(2)),)),
-        lambda: sd.Window(low=1.0, high=0.5),
-        lambda: sd.ERSDEEta(power=0.0),
+        lambda: sd.solvers.Churn(sd.dpmpp(2)),
+        lambda: sd.solvers.Churn(amount=-1.0),
+        lambda: sd.solvers.Churn(low=2.0, high=1.0),
+        lambda: sd.solvers.Ancestral(sd.Singlestep((1.0,), (0, 1))),
+        lambda: sd.solvers.Ancestral(eta=1.5),
+        lambda: sd.solvers.Ancestral(sd.Singlestep((0.5,), (1,), sd.TIME)),
+        lambda: sd.solvers.ByLength(((1, sd.Multistep(2)), (5, sd.Multistep(2, sd.NOISE)))),
+        lambda: sd.solvers.Started(sd.Multistep(2, sd.DATA), sd.heun()),
+        lambda: sd.solvers.Started(sd.Multistep(2, sd.SIGMA, correct=True)),
+        lambda: sd.solvers.Started(steps=0),
+        lambda: sd.solvers.ByLength(((2, sd.Multistep(2)),)),
+        lambda: sd.solvers.eta.WindowEta(low=1.0, high=0.5),
+        lambda: sd.solvers.eta.ERSDEEta(power=0.0),
         lambda: sd.pndm("euler"),
         lambda: sd.unipc(2, "bh3"),
         lambda: sd.edm(3),
-        lambda: sd.seeds(4),
+        lambda: sd.seeds_solver(4),
     ],
 )
 def test_impossible_options_are_errors(make):
@@ -339,18 +340,22 @@ def solved(model, solver, n=6, x=None):
 def test_a_wrapper_is_never_taken_for_the_model_inside(solver):
     """A user's guidance that keeps its ScoreModel under a name that the library uses as well."""
 
-    class Guided:
+    class Guided(sd.model.ModelMap):
         def __init__(self, model):
+            super().__init__(model)
             self.model = self._model = model
-
-        def __getattr__(self, name):
-            return getattr(self.__dict__["model"], name)
 
         def __call__(self, x, level, want="score"):
             return 1.5 * self.model(x, level, want)
 
-    guided = Guided(sd.ScoreModel(VP, lambda x, t: 0.2 * x, "noise"))
-    torch.testing.assert_close(solved(guided, solver), solved(guided, Plain(solver)), rtol=1e-11, atol=1e-11)
+    class Stronger(sd.ScoreModel):
+        def __call__(self, x, level, want="score"):
+            return 1.5 * super().__call__(x, level, want)
+
+    net = sd.ScoreModel(VP, lambda x, t: 0.2 * x, "noise")
+    for guided in (Guided(net), Stronger(VP, lambda x, t: 0.2 * x, "noise")):
+        torch.testing.assert_close(solved(guided, solver), solved(guided, Plain(solver)), rtol=1e-11, atol=1e-11)
+        assert not torch.allclose(solved(guided, solver), solved(net, solver))
 
 
 @pytest.mark.parametrize(
@@ -380,6 +385,28 @@ def test_gradients_reach_a_learned_eta(frame):
         assert float(found.abs()) > 1e-3
 
 
+@pytest.mark.parametrize(
+    "solver", [sd.default(), sd.pndm(), sd.pndm("heun"), sd.unipc(3), sd.dpm(3), sd.dopri5()], ids=repr
+)
+@pytest.mark.parametrize("n", [4, 12, 45])
+def test_steps_by_hand_are_the_method(solver, n):
+    """`step` with its carry is what `solve` takes, also where the first steps, or all, depend on the grid."""
+    model = sd.ScoreModel(VP, lambda x, t: 0.3 * x + t[:, None], "v")
+    x, times = VP.prior(sd.noise.seeds(0, 4), (2,), F64), solver.grid(VP, n)
+    levels = [VP.level(t) for t in times]
+    y, carry = x, solver.init(model, x, levels[0])
+    for now, next in zip(levels, levels[1:]):
+        y, carry = solver.step(model, y, now, next, carry, None)[:2]
+    torch.testing.assert_close(y, sd.solve(model, x, times, solver).x, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("solver", [sd.ddpm(), sd.sa_solver(), sd.seeds_solver(), sd.adams(eta=1.0)], ids=repr)
+def test_a_step_by_hand_does_not_leave_its_noise_out(solver):
+    model, x, (now, next) = mixture(VP), torch.ones(2, 2, dtype=F64), (VP.level(0.5), VP.level(0.4))
+    with pytest.raises(sd.InvalidArgumentError, match="draws noise"):
+        solver.step(model, x, now, next, solver.init(model, x, now), None)
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_an_ensemble_of_networks_by_vmap(grad):
     weights = torch.randn(3, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(0)) / 4
@@ -391,7 +418,7 @@ def test_an_ensemble_of_networks_by_vmap(grad):
         torch.testing.assert_close(torch.func.vmap(run)(weights), torch.stack([run(w) for w in weights]))
 
 
-@pytest.mark.parametrize("eta", [sd.ERSDEEta(), sd.Window(0.8, 0.2, 1.0), 0.7], ids=repr)
+@pytest.mark.parametrize("eta", [sd.solvers.eta.ERSDEEta(), sd.solvers.eta.WindowEta(0.8, 0.2, 1.0), 0.7], ids=repr)
 @pytest.mark.parametrize("make", [lambda f, e: sd.Multistep(2, f, e), lambda f, e: sd.Singlestep((0.5,), (1,), f, e)])
 def test_the_law_of_a_gaussian_is_exact_for_every_eta(make, eta):
     data, solver = sd.Gaussian([0.0], std=0.5), make(sd.WIENER(sigma_data=0.5), eta)
@@ -401,7 +428,7 @@ def test_the_law_of_a_gaussian_is_exact_for_every_eta(make, eta):
         assert exact_law(solver, VP, data, times).error(data.marginal(VP.level(0.2))) < 1e-10
 
 
-@pytest.mark.parametrize("solver", [sd.Singlestep((1.0,), (0, 1), eta=1.0), sd.seeds(3)], ids=repr)
+@pytest.mark.parametrize("solver", [sd.Singlestep((1.0,), (0, 1), eta=1.0), sd.seeds_solver(3)], ids=repr)
 def test_noise_is_drawn_over_parts_of_a_step_that_have_a_length(solver):
     asked = []
 

@@ -11,6 +11,7 @@ from typing import Any
 import mpmath
 import pytest
 import torch
+from cases import mostly_slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

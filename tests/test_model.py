@@ -10,6 +10,7 @@ import torch
 from problems import F64, PROCESSES, mixture
 
 import sdegen as sd
+from sdegen.errors import ScoreShapeError, ScoreTypeError
 
 NAMES = ["data", "noise", "score", "v", "velocity"]
 
@@ -92,7 +93,7 @@ def test_energy_gives_its_gradient():
     x.requires_grad_()
     (slope,) = torch.autograd.grad(model(x, level)[:, 0].sum(), x)
     torch.testing.assert_close(slope[:, 0], (-1 / (0.25 + level.sigma**2)).expand(len(x)))
-    with pytest.raises(sd.ScoreShapeError, match="must return shape \\[7\\]"):
+    with pytest.raises(ScoreShapeError, match="must return shape \\[7\\]"):
         sd.ScoreModel(process, lambda x, t: x, "energy")(x, level)
     with pytest.raises(sd.InvalidArgumentError, match="does not depend on x"):
         sd.ScoreModel(process, lambda x, t: t, "energy")(x, level)
@@ -162,18 +163,18 @@ def test_conditions_are_per_sample():
 
 def wrong_outputs():
     return {
-        "[B,1]": (lambda x, t: x[:, :1], sd.ScoreShapeError, r"\[7, 1\].*\[7, 2\]"),
-        "[1,D]": (lambda x, t: x[:1], sd.ScoreShapeError, r"\[1, 2\].*\[7, 2\]"),
-        "[D]": (lambda x, t: x[0], sd.ScoreShapeError, r"\[2\]"),
-        "scalar": (lambda x, t: x.sum(), sd.ScoreShapeError, r"\[\]"),
-        "[1,B,D]": (lambda x, t: x[None], sd.ScoreShapeError, r"\[1, 7, 2\]"),
-        "float64": (lambda x, t: x.double(), sd.ScoreTypeError, "float64.*float32.*cast=True"),
-        "int64": (lambda x, t: x.long(), sd.ScoreTypeError, "int64"),
-        "complex": (lambda x, t: x.to(torch.complex64), sd.ScoreTypeError, "complex64"),
-        "float": (lambda x, t: 0.0, sd.ScoreTypeError, "float"),
-        "None": (lambda x, t: None, sd.ScoreTypeError, "NoneType"),
-        "tuple": (lambda x, t: (x, x), sd.ScoreTypeError, "tuple"),
-        "meta": (lambda x, t: x.to("meta"), sd.ScoreTypeError, "meta.*cpu"),
+        "[B,1]": (lambda x, t: x[:, :1], ScoreShapeError, r"\[7, 1\].*\[7, 2\]"),
+        "[1,D]": (lambda x, t: x[:1], ScoreShapeError, r"\[1, 2\].*\[7, 2\]"),
+        "[D]": (lambda x, t: x[0], ScoreShapeError, r"\[2\]"),
+        "scalar": (lambda x, t: x.sum(), ScoreShapeError, r"\[\]"),
+        "[1,B,D]": (lambda x, t: x[None], ScoreShapeError, r"\[1, 7, 2\]"),
+        "float64": (lambda x, t: x.double(), ScoreTypeError, "float64.*float32.*cast=True"),
+        "int64": (lambda x, t: x.long(), ScoreTypeError, "int64"),
+        "complex": (lambda x, t: x.to(torch.complex64), ScoreTypeError, "complex64"),
+        "float": (lambda x, t: 0.0, ScoreTypeError, "float"),
+        "None": (lambda x, t: None, ScoreTypeError, "NoneType"),
+        "tuple": (lambda x, t: (x, x), ScoreTypeError, "tuple"),
+        "meta": (lambda x, t: x.to("meta"), ScoreTypeError, "meta.*cpu"),
         "in place": (lambda x, t: x.mul_(2), sd.ScoreError, "modified its input"),
     }
 
@@ -194,7 +195,7 @@ def test_cast_accepts_other_floats_only():
     x, level = state(process)
     out = sd.ScoreModel(process, lambda x, t: x.bfloat16(), cast=True)(x.float(), level)
     assert out.dtype == torch.float32
-    with pytest.raises(sd.ScoreTypeError):
+    with pytest.raises(ScoreTypeError):
         sd.ScoreModel(process, lambda x, t: x.long(), cast=True)(x.float(), level)
 
 

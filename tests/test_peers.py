@@ -37,6 +37,9 @@ SAME = [
 ]
 
 
+COUPLED = sd.PC(sd.solvers.ReverseDiffusion(), sd.solvers.BatchCoupledLangevin())
+
+
 @pytest.mark.parametrize("grid", ["karras", "by_snr"])
 @pytest.mark.parametrize("process", [sd.VP(), sd.EDM(), sd.Flow()], ids=repr)
 @pytest.mark.parametrize(("library", "name", "ours"), SAME)
@@ -67,8 +70,8 @@ def scripted(monkeypatch):
     ("name", "ours", "process"),
     [
         *((n, s, p) for n, s in RECIPES.items() for p in (sd.VP(), sd.VE(), sd.EDM())),
-        ("pc", sd.pc_batch_coupled(), sd.VE()),  # on VP ours takes the step behind, and the paper the one to come
-        ("pc", sd.pc_batch_coupled(), sd.EDM()),
+        ("pc", COUPLED, sd.VE()),  # on VP ours takes the step behind, and the paper the one to come
+        ("pc", COUPLED, sd.EDM()),
     ],
     ids=repr,
 )

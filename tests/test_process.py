@@ -117,12 +117,12 @@ def test_impossible_settings_are_errors(make):
 def test_forward_is_per_sample_and_needs_increasing_times():
     vp, times = sd.VP(), torch.tensor([0.1, 0.5, 1.0])
     x = torch.ones(5, 3)
-    whole = vp.forward(x, times, seed=3)
+    whole = sd.forward(vp, x, times, seed=3)
     assert whole.shape == (3, 5, 3)
-    assert torch.equal(whole[:, :2], vp.forward(x[:2], times, seed=3))
+    assert torch.equal(whole[:, :2], sd.forward(vp, x[:2], times, seed=3))
     for wrong in (times.flip(0), [0.1, 1.2], [0.0, 0.5]):
         with pytest.raises(sd.InvalidArgumentError, match="increase strictly inside"):
-            vp.forward(x, wrong)
+            sd.forward(vp, x, wrong)
 
 
 def test_functions_that_return_the_wrong_thing_are_named():
@@ -221,7 +221,7 @@ def test_reverse_sde_runs_in_torchsde_and_torchdiffeq():
     flow = vp.probability_flow(model)
     ends = torch.tensor([1.0, 0.05], dtype=F64)
     theirs = torchdiffeq.odeint(adapters.for_torchdiffeq(flow), x, ends, rtol=1e-9)[-1]
-    ours = sd.solve(flow, x, sd.grids.by_time(vp, 400), sd.RungeKutta(sd.RK4, sd.TIME)).x
+    ours = sd.solve(flow, x, sd.grids.by_time(vp, 400), sd.RungeKutta(sd.tableaus.RK4, sd.TIME)).x
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
     reverse = vp.reverse(model)

@@ -183,7 +183,11 @@ def test_every_process_gives_the_same_samples_on_one_lam_grid():
     """y = x/alpha obeys one ODE whatever the schedule: VP, VE, EDM, Flow, ... agree to rounding."""
     lams = torch.linspace(-3.0, 4.0, 13, dtype=F64)
     for frame in PLANE.values():
-        for solver in (sd.Multistep(3, frame), sd.Multistep(2, frame, correct=True), sd.RungeKutta(sd.RK4, frame)):
+        for solver in (
+            sd.Multistep(3, frame),
+            sd.Multistep(2, frame, correct=True),
+            sd.RungeKutta(sd.tableaus.RK4, frame),
+        ):
             results = []
             for process in PROCESSES.values():
                 if isinstance(process, sd.DiscreteVP):

@@ -13,6 +13,7 @@ from problems import F64, mixture
 from torch._subclasses import FakeTensorMode
 
 import sdegen as sd
+from sdegen.errors import ScoreShapeError, ScoreTypeError
 
 VP = sd.VP()
 SOLVERS = {
@@ -29,7 +30,7 @@ SOLVERS = {
     "sde, corrected": sd.Multistep(2, sd.DATA, 1.0, correct=True),
     "SIGMA in s^(1/7)": sd.Multistep(4, sd.SIGMA(variable=lambda lam: torch.exp(-lam / 7))),
     "FLOW": sd.Multistep(2, sd.FLOW, 0.5),
-    "rk4 in TIME": sd.RungeKutta(sd.RK4, sd.TIME),
+    "rk4 in TIME": sd.RungeKutta(sd.tableaus.RK4, sd.TIME),
     "default": sd.default(),
 }
 solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
@@ -194,7 +195,7 @@ def test_an_exception_passes_unchanged_with_a_note(error):
 
 
 def test_wrong_first_output_is_an_error_with_both_shapes():
-    with pytest.raises(sd.ScoreShapeError, match=r"\[5, 1\].*\[5, 2\]"):
+    with pytest.raises(ScoreShapeError, match=r"\[5, 1\].*\[5, 2\]"):
         run(sd.ddim(), sd.ScoreModel(VP, lambda x, t: x[:, :1]))
     x = start()
     with pytest.raises(sd.ScoreError, match="modified its input"):
@@ -392,7 +393,7 @@ def test_inference_mode_and_autocast():
         assert torch.equal(sde.reverse(lambda x, t: -x).drift(start(), 0.5), drift)
     layer = torch.nn.Linear(2, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        with pytest.raises(sd.ScoreTypeError, match=r"bfloat16.*cast=True"):
+        with pytest.raises(ScoreTypeError, match=r"bfloat16.*cast=True"):
             run(sd.ddim(), sd.ScoreModel(VP, lambda x, t: layer(x)), start(dtype=torch.float32))
         out = run(sd.ddim(), sd.ScoreModel(VP, lambda x, t: layer(x), cast=True), start(dtype=torch.float32))
     assert out.x.dtype == torch.float32
@@ -417,7 +418,7 @@ def test_gradients_by_finite_differences(kind, solver):
     assert torch.autograd.gradcheck(final, (scale, start(2).requires_grad_()))
 
 
-COMPILED = [sd.dpmpp(2), sd.euler_maruyama(), sd.heun(), sd.RungeKutta(sd.RK4, sd.TIME)]
+COMPILED = [sd.dpmpp(2), sd.euler_maruyama(), sd.heun(), sd.RungeKutta(sd.tableaus.RK4, sd.TIME)]
 ON = [sd.DiscreteVP(), sd.Cosine(), sd.Flow(), sd.EDM()]
 
 

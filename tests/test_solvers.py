@@ -33,7 +33,9 @@ def test_multistep_has_its_declared_order(frame, order, correct):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("process", FOUR.values(), ids=FOUR.keys())
-@pytest.mark.parametrize("tableau", [sd.EULER, sd.MIDPOINT, sd.HEUN, sd.RK4], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "tableau", [sd.tableaus.EULER, sd.tableaus.MIDPOINT, sd.tableaus.HEUN, sd.tableaus.RK4], ids=lambda t: t.name
+)
 @pytest.mark.parametrize("frame", [sd.DATA, sd.SIGMA, sd.ANGLE, sd.FLOW, sd.TIME], ids=repr)
 def test_runge_kutta_has_its_declared_order(process, tableau, frame):
     check_solver(sd.RungeKutta(tableau, frame), process=process, only=["order"])
@@ -220,7 +222,7 @@ def test_batch_coupled_langevin_is_score_sde_s_rule(process):
     model = mixture(process)
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
     white = sd.White(sd.noise.seeds(0, 6))
-    ours = sd.BatchCoupledLangevin(snr).step(model, x, before, level, (), white).x
+    ours = sd.solvers.BatchCoupledLangevin(snr).step(model, x, before, level, (), white).x
     z, grad = white(x, before, level, 0), model(x, level)
     alpha = (before.alpha / level.alpha) ** 2  # score_sde's alphas[i] = 1 - beta_i of this step
     step = (snr * z.norm(dim=1).mean() / grad.norm(dim=1).mean()) ** 2 * 2 * alpha
@@ -267,7 +269,7 @@ def test_a_solver_refuses_a_reverse_sde_of_another_eta():
         with pytest.raises(sd.InvalidArgumentError, match="has eta=0 and"):
             sd.solve(flow, torch.ones(2, 2, dtype=F64), [1.0, 0.5], solver, noise=sd.White(sd.noise.seeds(0, 2)))
     reverse = vp.reverse(mixture(vp))
-    for solver in (sd.RungeKutta(sd.HEUN, sd.TIME), sd.Multistep(2, sd.TIME), sd.euler_maruyama(0.0)):
+    for solver in (sd.RungeKutta(sd.tableaus.HEUN, sd.TIME), sd.Multistep(2, sd.TIME), sd.euler_maruyama(0.0)):
         with pytest.raises(sd.InvalidArgumentError, match="has eta=1 and"):
             sd.solve(reverse, torch.ones(2, 2, dtype=F64), [1.0, 0.5], solver)
 
@@ -293,8 +295,8 @@ def test_a_solver_refuses_a_reverse_sde_of_another_eta():
         lambda: sd.pc(snr=1.5),
         lambda: sd.pc(steps=0),
         lambda: sd.euler_maruyama(eta=-1.0),
-        lambda: sd.Tableau("bad", 1, ((1.0,),), (1.0,)),
-        lambda: sd.Tableau("bad", 1, ((),), (0.9,)),
+        lambda: sd.tableaus.Tableau("bad", 1, ((1.0,),), (1.0,)),
+        lambda: sd.tableaus.Tableau("bad", 1, ((),), (0.9,)),
     ],
 )
 def test_impossible_options_are_errors(make):

@@ -190,7 +190,7 @@ def test_what_is_told_is_what_it_was_made_from() -> None:
         (sd.VP(), "sd.VP()"),
         (sd.EDM(sigma_max=5.0), "sd.EDM(sigma_max=5.0)"),
         (sd.grids.karras, "sd.grids.karras"),
-        (sd.HEUN, "sd.HEUN"),
+        (sd.tableaus.HEUN, "sd.tableaus.HEUN"),
         (log_snr, "log_snr"),
         (Root(3.0), "Root(rho=3.0)"),
         ((1.0,), "(1.0,)"),
@@ -640,7 +640,15 @@ def test_every_frame_and_solver_appears() -> None:
     for name, calls in families.items():
         assert any(call in calls for call in drawn), name
     words = " ".join(drawn)
-    for said in ("order=5", "correct=True", "eta=2.0", "sd.RK4", "variable=Root(", "grid=sd.grids.natural", "snr=0.3"):
+    for said in (
+        "order=5",
+        "correct=True",
+        "eta=2.0",
+        "sd.tableaus.RK4",
+        "variable=Root(",
+        "grid=sd.grids.natural",
+        "snr=0.3",
+    ):
         assert said in words, said
 
 

@@ -204,7 +204,7 @@ def test_clipping_of_each_coordinate_is_not_taken_for_affine():
 
 def test_samples_coupled_by_their_batch_have_no_law():
     data = testing.PROBLEMS["widths"].data
-    for solver in (sd.BatchCoupledLangevin(), sd.PC(sd.ddpm(), sd.BatchCoupledLangevin())):
+    for solver in (sd.solvers.BatchCoupledLangevin(), sd.PC(sd.ddpm(), sd.solvers.BatchCoupledLangevin())):
         with pytest.raises(sd.InvalidArgumentError, match="couples the samples"):
             testing.exact_law(solver, VP, data, by_lam(VP, 5))
 

@@ -20,15 +20,15 @@ def network(process=VP):
 @pytest.mark.parametrize("solver", [sd.default(), sd.dpm(3), sd.ddpm(), sd.heun()], ids=repr)
 def test_a_path_has_every_state_and_what_was_predicted(model, solver):
     plain = sd.sample(model, (5, 2), steps=6, solver=solver, dtype=F64)
-    path = sd.sample(model, (5, 2), steps=6, solver=solver, dtype=F64, return_path=True, batch_size=3)
+    path = sd.draw(model, (5, 2), steps=6, solver=solver, dtype=F64, path=True, batch_size=3)
     assert torch.equal(path.x, plain)
-    assert path.states.shape == (7, 5, 2)
+    assert path.path.shape == (7, 5, 2)
     assert path.previews.shape == (6, 5, 2)
-    assert torch.equal(path.level.t, solver.grid(VP, 6))
-    last = model(path.states[-1], VP.level(path.level.t[-1]), "data")
+    assert torch.equal(path.levels.t, solver.grid(VP, 6))
+    last = model(path.path[-1], VP.level(path.levels.t[-1]), "data")
     torch.testing.assert_close(path.x, last)
     if solver.evals == 1:  # the last evaluation of a step is at its beginning
-        for state, t, seen in zip(path.states, path.level.t, path.previews):
+        for state, t, seen in zip(path.path, path.levels.t, path.previews):
             torch.testing.assert_close(model(state, VP.level(t), "data"), seen, rtol=1e-12, atol=1e-12)
 
 
@@ -52,15 +52,15 @@ def test_a_general_sde_has_a_path_and_no_previews():
     sde = sd.SDE.from_functions(
         lambda x, t: -x, lambda x, t: torch.ones_like(t), prior=lambda seeds, shape: torch.ones(len(seeds), *shape)
     )
-    path = sd.sample(sde.reverse(lambda x, t: -x), (3, 2), steps=4, return_path=True)
-    assert path.states.shape == (5, 3, 2)
+    path = sd.draw(sde.reverse(lambda x, t: -x), (3, 2), steps=4, path=True)
+    assert path.path.shape == (5, 3, 2)
     assert path.previews is None
 
 
 def test_nothing_has_an_empty_path():
-    path = sd.sample(network(), (0, 2), steps=4, return_path=True)
+    path = sd.draw(network(), (0, 2), steps=4, path=True)
     assert path.x.shape == (0, 2)
-    assert path.states.shape == (1, 0, 2)
+    assert path.path.shape == (1, 0, 2)
 
 
 def test_a_run_goes_on_from_where_another_stopped():
@@ -90,9 +90,9 @@ def test_start_and_end_bound_the_grid(grid):
 def test_a_grid_that_takes_no_start_is_cut(grid):
     """What diffusers' strength does: those of the grid's times that lie between."""
     whole = grid(VP, 20) if callable(grid) else torch.as_tensor(grid, dtype=F64)
-    path = sd.sample(network(), (2, 2), x=torch.ones(2, 2), grid=grid, start=0.4, end=0.2, return_path=True)
+    path = sd.draw(network(), (2, 2), x=torch.ones(2, 2), grid=grid, start=0.4, end=0.2, path=True)
     inside = whole[(whole < 0.4) & (whole > 0.2)]
-    torch.testing.assert_close(path.level.t, torch.cat([whole.new_tensor([0.4]), inside, whole.new_tensor([0.2])]))
+    torch.testing.assert_close(path.levels.t, torch.cat([whole.new_tensor([0.4]), inside, whole.new_tensor([0.2])]))
 
 
 @pytest.mark.parametrize(
@@ -159,9 +159,9 @@ def test_a_restart_keeps_the_law_of_an_exact_solver(solver):
 def test_a_restart_is_a_grid_for_sample():
     model = mixture(EDM)
     run = {"steps": 8, "solver": sd.heun(), "grid": sd.Restart(0.05, 0.5, steps=3, times=2), "dtype": F64}
-    path = sd.sample(model, (4, 2), return_path=True, **run)
-    assert path.states.shape[0] == 8 + 2 * (1 + 3) + 1
-    assert int((path.level.t.diff() > 0).sum()) == 2
+    path = sd.draw(model, (4, 2), path=True, **run)
+    assert path.path.shape[0] == 8 + 2 * (1 + 3) + 1
+    assert int((path.levels.t.diff() > 0).sum()) == 2
     alone = sd.sample(model, (2, 2), seed=sd.noise.seeds(0, 4)[2:], **run)
     assert torch.equal(alone, path.x[2:])
     with pytest.raises(sd.InvalidArgumentError, match="a Restart draws noise"):
@@ -179,20 +179,20 @@ def test_edited_data_are_what_every_prediction_says():
         torch.randn(6, 2, dtype=F64, generator=torch.Generator().manual_seed(0)),
         VP.level(0.4),
     )
-    clipped = sd.static_threshold(model, -0.2, 0.3)
+    clipped = sd.guidance.static_threshold(model, -0.2, 0.3)
     data = model(x, level, "data").clamp(-0.2, 0.3)
     torch.testing.assert_close(clipped(x, level, "data"), data)
     noise = (x - level.alpha * data) / level.sigma
     torch.testing.assert_close(clipped(x, level, "noise"), noise)
     torch.testing.assert_close(clipped(x, level, "v"), level.alpha * noise - level.sigma * data)
-    path = sd.sample(clipped, (4, 2), return_path=True, steps=6)
+    path = sd.draw(clipped, (4, 2), path=True, steps=6)
     assert float(path.previews.max()) <= 0.3 + 1e-6
     assert float(path.previews.min()) >= -0.2 - 1e-6
 
 
 def test_an_edit_that_changes_nothing_changes_nothing():
     model = network()
-    same = sd.map_data(model, lambda data, level: data)
+    same = sd.guidance.map_data(model, lambda data, x, level: data)
     torch.testing.assert_close(sd.sample(same, (4, 2)), sd.sample(model, (4, 2)), rtol=1e-4, atol=1e-5)
 
 
@@ -200,17 +200,19 @@ def test_dynamic_thresholds_are_per_sample():
     """Saharia et al. 2022, sec. 2.3: the quantile of each sample's own magnitudes; nothing inside the bound."""
     data = torch.stack([torch.linspace(-0.5, 0.5, 101), torch.linspace(-4.0, 4.0, 101)]).double()
     model = sd.ScoreModel(VP, lambda x, t: data, "data")
-    edited = sd.dynamic_threshold(model, 0.9)(data, VP.level(0.5), "data")
+    edited = sd.guidance.dynamic_threshold(model, 0.9)(data, VP.level(0.5), "data")
     torch.testing.assert_close(edited[0], data[0])
     limit = torch.quantile(data[1].abs(), 0.9)
     torch.testing.assert_close(edited[1], data[1].clamp(-limit, limit) / limit)
-    alone = sd.dynamic_threshold(sd.ScoreModel(VP, lambda x, t: data[1:], "data"), 0.9)(data[1:], VP.level(0.5), "data")
+    alone = sd.guidance.dynamic_threshold(sd.ScoreModel(VP, lambda x, t: data[1:], "data"), 0.9)(
+        data[1:], VP.level(0.5), "data"
+    )
     assert torch.equal(alone, edited[1:])
 
 
 def test_edits_go_with_conditions():
     model = sd.ScoreModel(VP, lambda x, t, c: x * c[:, None], "noise", c=torch.arange(4.0))
-    clipped = sd.static_threshold(model)
+    clipped = sd.guidance.static_threshold(model)
     whole = sd.sample(clipped, (4, 2), steps=4)
     torch.testing.assert_close(sd.sample(clipped, (4, 2), steps=4, batch_size=3), whole)
     with pytest.raises(sd.InvalidArgumentError, match="batch"):
@@ -220,12 +222,14 @@ def test_edits_go_with_conditions():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: sd.static_threshold(network(), 1.0, -1.0),
-        lambda: sd.dynamic_threshold(network(), 1.5),
-        lambda: sd.dynamic_threshold(network(), 0.9, 0.0),
-        lambda: sd.map_data(VP.reverse(network()), lambda data, level: data),
-        lambda: sd.map_data(network(), 3.0),
-        lambda: sd.map_data(network(), lambda data, level: data[:1])(torch.ones(2, 2), VP.level(0.5), "data"),
+        lambda: sd.guidance.static_threshold(network(), 1.0, -1.0),
+        lambda: sd.guidance.dynamic_threshold(network(), 1.5),
+        lambda: sd.guidance.dynamic_threshold(network(), 0.9, 0.0),
+        lambda: sd.guidance.map_data(VP.reverse(network()), lambda data, x, level: data),
+        lambda: sd.guidance.map_data(network(), 3.0),
+        lambda: sd.guidance.map_data(network(), lambda data, x, level: data[:1])(
+            torch.ones(2, 2), VP.level(0.5), "data"
+        ),
     ],
 )
 def test_bad_edits_are_errors(make):
@@ -235,6 +239,6 @@ def test_bad_edits_are_errors(make):
 
 def test_the_paths_data_end_where_the_flow_ends():
     """The previews of a fine path tend to the sample."""
-    path = sd.sample(PROBLEMS["three"].data.score(EDM), (4, 2), steps=60, return_path=True, dtype=F64)
+    path = sd.draw(PROBLEMS["three"].data.score(EDM), (4, 2), steps=60, path=True, dtype=F64)
     gaps = (path.previews - path.x).abs().amax((1, 2))
     assert float(gaps[-1]) < 1e-3 < float(gaps[0])

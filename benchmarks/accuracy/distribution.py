@@ -137,7 +137,7 @@ def of_ours(solver: sd.Solver, problem: Problem, judge: Judge, grid: Any, budget
         times = (grid or solver.grid)(EDM, n // solver.evals)
         noise = sd.White(seeds) if solver.stochastic else None
         with torch.no_grad():
-            x = solve(model, problem.start(EDM, judge.count), Fixed(times), solver, noise, None, False).x
+            x = solve(model, problem.start(EDM, judge.count), Fixed(times), solver, noise).x
         row[n] = judge(x)
     return row
 

@@ -36,7 +36,7 @@ STOCHASTIC: dict[str, tuple[Callable[[], sd.Solver], Grid | None]] = {
     "Multistep(1, DATA, eta=0.5, corrected), angular": (partial(sd.Multistep, 1, sd.DATA, 0.5, True), angular),
     "Multistep(2, DATA, eta=0.3), angular": (partial(sd.Multistep, 2, sd.DATA, 0.3), angular),
     "Multistep(3, NOISE, eta=0.5 above s=0.3), angular": (
-        lambda: sd.Multistep(3, sd.NOISE, sd.Window(0.5, 0.3, 200.0)),
+        lambda: sd.Multistep(3, sd.NOISE, sd.solvers.eta.WindowEta(0.5, 0.3, 200.0)),
         angular,
     ),
     "Multistep(2, WIENER(0.7), eta=0.5), angular": (
@@ -53,7 +53,7 @@ STOCHASTIC: dict[str, tuple[Callable[[], sd.Solver], Grid | None]] = {
     "sa_solver(3, tau=0.5), angular": (partial(sd.sa_solver, 3, 0.5), angular),
     "dpmpp_sde(2), angular": (partial(sd.dpmpp_sde, 2), angular),
     "dpmpp_sde(2, singlestep=True), angular": (partial(sd.dpmpp_sde, 2, singlestep=True), angular),
-    "seeds(2), angular": (partial(sd.seeds, 2), angular),
+    "seeds(2), angular": (partial(sd.seeds_solver, 2), angular),
     "edm(churn=10), Karras": (partial(sd.edm, churn=10.0), karras),
 }
 """Methods of the distribution benchmark, in the same form."""

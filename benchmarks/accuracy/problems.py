@@ -110,7 +110,7 @@ class Problem:
         solver = sd.Multistep(5, sd.ANGLE(sigma_data=self.scale, variable=lam), correct=True)
         control = Fixed(graded(model.process, steps, by_snr, 12))
         with torch.no_grad():
-            return run(model, x, control, solver, None, None, False).x
+            return run(model, x, control, solver).x
 
     def owner(self, x: Tensor) -> Tensor:
         """The most responsible component `[B]` of data x `[B, *S]`. Raises ValueError for the network."""

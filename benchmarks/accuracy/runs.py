@@ -48,7 +48,7 @@ def ours(solver: sd.Solver, problem: Problem, process: sd.Process, grid: sd.grid
     """Our solver on a grid, with so many evaluations."""
     times = grid(process, evaluations // solver.evals)
     with torch.no_grad():
-        x = solve(problem.model(process), problem.start(process), Fixed(times), solver, None, None, False).x
+        x = solve(problem.model(process), problem.start(process), Fixed(times), solver).x
     return judged(x / process.level(process.t_min).alpha, problem, process)
 
 

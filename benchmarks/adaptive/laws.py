@@ -75,10 +75,10 @@ def expected_mass(law: Law, count: int) -> float:
 def solvers(scale: float) -> dict[str, sd.Solver]:
     """The adaptive methods with noise."""
     return {
-        "Adams(1, WIENER, 1.0)": sd.Adams(1, sd.WIENER(sigma_data=scale), 1.0),
+        "Adams(1, WIENER, 1.0)": sd.solvers.Adams(1, sd.WIENER(sigma_data=scale), 1.0),
         "adams(eta=1.0)": sd.adams(eta=1.0, sigma_data=scale),
-        "Adams(1, DATA, 1.0)": sd.Adams(1, sd.DATA, 1.0),
-        "Adams(2, DATA, 1.0)": sd.Adams(2, sd.DATA, 1.0),
+        "Adams(1, DATA, 1.0)": sd.solvers.Adams(1, sd.DATA, 1.0),
+        "Adams(2, DATA, 1.0)": sd.solvers.Adams(2, sd.DATA, 1.0),
         "adaptive_heun(1.0)": sd.adaptive_heun(1.0),
     }
 

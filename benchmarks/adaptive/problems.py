@@ -89,27 +89,26 @@ class Tally:
         self.outside += bool((~((at >= self.low) & (at <= self.high))).any())
 
 
-class Counted:
+class Counted(sd.model.ModelMap):
     """A model whose calls are counted by a `Tally`; everything else is the model's own."""
 
     def __init__(self, model: Any, tally: Tally) -> None:
-        self.model, self.tally = model, tally
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["model"], name)
+        super().__init__(model)
+        self.linear = model.linear
+        self.tally = tally
 
     def __call__(self, x: Tensor, level: sd.Level, want: Any = "score") -> Tensor:
         """The model's prediction."""
         self.tally.add(len(x), level.t)
-        answer: Tensor = self.model(x, level, want)
+        answer: Tensor = self.models[0](x, level, want)
         return answer
 
-    def rows(self, index: Tensor) -> Counted:
-        """The model of some samples, counted alike."""
-        return Counted(self.model.rows(index), self.tally)
+    def coefficients(self, level: sd.Level, want: Any) -> Any:
+        """A linear model's."""
+        return self.models[0].coefficients(level, want)
 
     def raw(self, x: Tensor, level: sd.Level) -> Tensor:
         """A ScoreModel's raw output."""
         self.tally.add(len(x), level.t)
-        answer: Tensor = self.model.raw(x, level)
+        answer: Tensor = self.models[0].raw(x, level)
         return answer

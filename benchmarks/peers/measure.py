@@ -186,7 +186,7 @@ def _seen_of_ours(solver: sd.Solver, steps: tuple[int, ...]) -> Seen:
     model = PROBLEMS["three"].data.score(EDM)
 
     def error(grid: Tensor) -> float:
-        return float((solve(model, x, Fixed(grid), solver, None, None, False).x - exact).abs().mean())
+        return float((solve(model, x, Fixed(grid), solver).x - exact).abs().mean())
 
     return _slopes(error, steps)
 

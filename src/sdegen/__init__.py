@@ -1,44 +1,33 @@
 """Numerical SDE/ODE solvers for score-based generative models, with pluggable scores: `import sdegen as sd`."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sdegen import adapters, grids, guidance, noise
+from sdegen import adapters, grids, guidance, noise, solvers
 from sdegen.calibration.calibrate import calibrate
 from sdegen.calibration.plan import Plan
-from sdegen.errors import (
-    InvalidArgumentError,
-    InvalidTypeError,
-    ScoreError,
-    ScoreShapeError,
-    ScoreTypeError,
-    SdegenError,
-)
-from sdegen.guidance.thresholds import dynamic_threshold, map_data, static_threshold
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreError, SdegenError
 from sdegen.level import Level
-from sdegen.loop.control import Controller, Fixed, Restart
+from sdegen.loop.control import Controller, Fixed
 from sdegen.loop.fixed import solve
-from sdegen.loop.solution import STOP, Progress, Solution, SolveError, Status
+from sdegen.loop.solution import STOP, Solution, SolveError, Status
 from sdegen.loop.tolerance import PI
-from sdegen.noise.brownian import Brownian
-from sdegen.noise.normals import NoiseSource, White
+from sdegen.noise import Brownian, NoiseSource, White
 from sdegen.processes.linear import CLD, OU, LinearSDE
 from sdegen.processes.process import Process
 from sdegen.processes.schedules import EDM, VE, VP, Cosine, DiscreteVP, Flow, SubVP
-from sdegen.processes.sde import SDE, ForwardSDE, ReverseSDE
-from sdegen.sampling.sample import edit, encode, sample
-from sdegen.sampling.trajectory import Trajectory
+from sdegen.processes.sde import SDE, ReverseSDE
+from sdegen.sampling.restart import Restart
+from sdegen.sampling.sample import draw, edit, encode, forward, sample
 from sdegen.scores import model
-from sdegen.scores.linear import LinearScore
 from sdegen.scores.mixtures import Gaussian, GaussianMixture
 from sdegen.scores.model import ScoreModel
-from sdegen.solvers import frames, quadrature
-from sdegen.solvers.adams import Adams
-from sdegen.solvers.adaptive import EmbeddedHeun
+from sdegen.solvers import frames, tableaus
 from sdegen.solvers.base import OneStep, Solver, Step
-from sdegen.solvers.compose import PC, BatchCoupledLangevin, Langevin
-from sdegen.solvers.eta import DDIMEta, ERSDEEta, Window, data_clock, sigma_clock
-from sdegen.solvers.frames import ANGLE, DATA, FLOW, NOISE, SIGMA, TIME, WIENER, Frame
+from sdegen.solvers.compose import PC
+from sdegen.solvers.frame import Frame
+from sdegen.solvers.frames import ANGLE, DATA, FLOW, NOISE, SIGMA, TIME, WIENER
+from sdegen.solvers.langevin import Langevin
 from sdegen.solvers.methods import (
     adams,
     adaptive_heun,
@@ -64,81 +53,48 @@ from sdegen.solvers.methods import (
     lms,
     milstein,
     pc,
-    pc_batch_coupled,
     pndm,
     reverse_diffusion,
     sa_solver,
-    seeds,
+    seeds_solver,
     stochastic_heun,
     stochastic_runge_kutta,
     tsit5,
     unipc,
 )
-from sdegen.solvers.moment_frame import Moments
 from sdegen.solvers.multistep import Multistep
-from sdegen.solvers.quadrature import Node, integrate
-from sdegen.solvers.renoise import Ancestral, ByLength, Churn, Started
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.singlestep import Singlestep
-from sdegen.solvers.stochastic import EulerMaruyama, Milstein, ReverseDiffusion, StochasticHeun, StochasticRungeKutta
-from sdegen.solvers.tableaus import (
-    BOGACKI_SHAMPINE,
-    DOPRI5,
-    DOPRI8,
-    EULER,
-    HEUN,
-    HEUN_EULER,
-    MIDPOINT,
-    RK4,
-    TSIT5,
-    Tableau,
-)
 from sdegen.tensors import combine
+
+if TYPE_CHECKING:
+    from sdegen import bench, metrics, plots, testing
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ANGLE",
-    "BOGACKI_SHAMPINE",
     "CLD",
     "DATA",
-    "DOPRI5",
-    "DOPRI8",
     "EDM",
-    "EULER",
     "FLOW",
-    "HEUN",
-    "HEUN_EULER",
-    "MIDPOINT",
     "NOISE",
     "OU",
     "PC",
     "PI",
-    "RK4",
     "SDE",
     "SIGMA",
     "STOP",
     "TIME",
-    "TSIT5",
     "VE",
     "VP",
     "WIENER",
-    "Adams",
-    "Ancestral",
-    "BatchCoupledLangevin",
     "Brownian",
-    "ByLength",
-    "Churn",
     "Controller",
     "Cosine",
-    "DDIMEta",
     "DiscreteVP",
-    "ERSDEEta",
-    "EmbeddedHeun",
-    "EulerMaruyama",
     "Fixed",
     "Flow",
-    "ForwardSDE",
     "Frame",
     "Gaussian",
     "GaussianMixture",
@@ -147,47 +103,33 @@ __all__ = [
     "Langevin",
     "Level",
     "LinearSDE",
-    "LinearScore",
-    "Milstein",
-    "Moments",
     "Multistep",
-    "Node",
     "NoiseSource",
     "OneStep",
     "Plan",
     "Process",
-    "Progress",
     "Restart",
-    "ReverseDiffusion",
     "ReverseSDE",
     "RungeKutta",
     "ScoreError",
     "ScoreModel",
-    "ScoreShapeError",
-    "ScoreTypeError",
     "SdegenError",
     "Singlestep",
     "Solution",
     "SolveError",
     "Solver",
-    "Started",
     "Status",
     "Step",
-    "StochasticHeun",
-    "StochasticRungeKutta",
     "SubVP",
-    "Tableau",
-    "Trajectory",
     "White",
-    "Window",
     "adams",
     "adapters",
     "adaptive_heun",
     "ancestral",
+    "bench",
     "bogacki_shampine",
     "calibrate",
     "combine",
-    "data_clock",
     "ddim",
     "ddpm",
     "default",
@@ -199,37 +141,37 @@ __all__ = [
     "dpmpp",
     "dpmpp_ancestral",
     "dpmpp_sde",
-    "dynamic_threshold",
+    "draw",
     "edit",
     "edm",
     "encode",
     "er_sde",
     "euler_maruyama",
+    "forward",
     "frames",
     "grids",
     "guidance",
     "heun",
     "heun_euler",
-    "integrate",
     "ipndm",
     "lms",
-    "map_data",
+    "metrics",
     "milstein",
     "model",
     "noise",
     "pc",
-    "pc_batch_coupled",
+    "plots",
     "pndm",
-    "quadrature",
     "reverse_diffusion",
     "sa_solver",
     "sample",
-    "seeds",
-    "sigma_clock",
+    "seeds_solver",
     "solve",
-    "static_threshold",
+    "solvers",
     "stochastic_heun",
     "stochastic_runge_kutta",
+    "tableaus",
+    "testing",
     "tsit5",
     "unipc",
 ]
@@ -242,3 +184,8 @@ def __getattr__(name: str) -> Any:
     if name in _LATER:
         return importlib.import_module(f"sdegen.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, and no module or import beside them."""
+    return [*__all__, "__version__"]

@@ -25,7 +25,8 @@ class Level(NamedTuple):
 
 def points(levels: Level) -> list[Level]:
     """The single levels of one with fields `[n]`."""
-    return [Level(*point) for point in zip(*(v.unbind() for v in levels))]
+    t, alpha, sigma = levels
+    return list(map(Level, t.unbind(), alpha.unbind(), sigma.unbind()))
 
 
 def check_level(level: object) -> None:

@@ -8,12 +8,14 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor
+from torch._C._functorch import is_functorch_wrapped_tensor as _wrapped
 from torch._subclasses import FakeTensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreError, ScoreShapeError, ScoreTypeError
 
 T = TypeVar("T")
+_HALF = (torch.float16, torch.bfloat16)
 _AT_ONCE = 1 << 16
 """How many elements a sum takes at a time on a CPU."""
 
@@ -26,7 +28,7 @@ def like(weight: Tensor, x: Tensor) -> Tensor:
 
 def widen(x: Tensor) -> Tensor:
     """x in the precision of step arithmetic: float32 for half-precision states, its own dtype otherwise."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in _HALF else x
 
 
 def finite_rows(x: Tensor) -> Tensor:
@@ -39,31 +41,40 @@ def expect_like(value: object, x: Tensor, what: str) -> Tensor:
     """The value, or InvalidArgumentError (`what` + ' like x, ...') unless it is a tensor of x's shape and dtype."""
     if isinstance(value, Tensor) and value.shape == x.shape and value.dtype == x.dtype:
         return value
-    got = f"{list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)
-    raise InvalidArgumentError(f"{what} like x, {list(x.shape)} of {x.dtype}; got {got}")
+    raise InvalidArgumentError(f"{what} like x, {list(x.shape)} of {x.dtype}; got {described(value)}")
+
+
+def described(value: object) -> str:
+    """A tensor's shape and dtype, the repr of anything else: for what an error says it got."""
+    return f"{list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)
 
 
 def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
     """`sum w v` over pairs `(w, v)`, weights w `[]`, `[B]` or floats, states v `[B, *S]`: what a step is made of.
 
-    In working precision: float32 for half-precision states, which `.to(x.dtype)` brings back.
+    In working precision: float32 for half-precision states, which `.to(x.dtype)` brings back. A weight that is the
+    number 0 leaves its state out.
     """
-    total = _scaled(*terms[0])
+    total: Tensor | None = None
     owned = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-    for weight, value in terms[1:]:
-        value = widen(value)
-        term, times = (_scaled(weight, value), 1.0) if isinstance(weight, Tensor) else (value, weight)
-        # without another large tensor: memory that is new costs more than the sum
-        if owned and term.shape == total.shape and term.dtype == total.dtype and not is_functorch_wrapped_tensor(term):
-            total.add_(term, alpha=times)
+    for weight, value in terms:
+        if value.dtype in _HALF:
+            value = value.float()
+        times: float = 1.0
+        if isinstance(weight, Tensor):
+            value = like(weight, value) * value
+        elif weight == 0.0:
+            continue
         else:
-            total = torch.add(total, term, alpha=times)
-    return total
-
-
-def _scaled(weight: Tensor | float, value: Tensor) -> Tensor:
-    value = widen(value)
-    return (like(weight, value) if isinstance(weight, Tensor) else weight) * value
+            times = weight
+        if total is None:
+            total = value if isinstance(weight, Tensor) else times * value
+        # without another large tensor: memory that is new costs more than the sum
+        elif owned and value.shape == total.shape and value.dtype == total.dtype and not _wrapped(value):
+            total.add_(value, alpha=times)
+        else:
+            total = torch.add(total, value, alpha=times)
+    return 0.0 * terms[0][1] if total is None else total
 
 
 def length(a: Tensor, b: Tensor | float) -> Tensor:
@@ -165,11 +176,29 @@ def readable(x: Tensor) -> bool:
         return False
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
-    while is_functorch_wrapped_tensor(x):
+    while _wrapped(x):
         if is_batchedtensor(x):
             return False
         x = get_unwrapped(x)
     return True
+
+
+def has_dtype(value: Any) -> bool:
+    """Whether a value is an array or a tensor, with a dtype of its own, and not plain numbers."""
+    return hasattr(value, "dtype")
+
+
+def named(value: Any) -> str:
+    """The name of a function or a class, the repr of anything else."""
+    return str(getattr(value, "__name__", repr(value)))
+
+
+def module_behind(function: Any) -> torch.nn.Module | None:
+    """The module that a callable is, is a method of, or is a `functools.partial` of."""
+    for candidate in (function, getattr(function, "__self__", None), getattr(function, "func", None)):
+        if isinstance(candidate, torch.nn.Module):
+            return candidate
+    return None
 
 
 def call_score(
@@ -186,7 +215,7 @@ def call_score(
     Raises ScoreShapeError, ScoreTypeError, ScoreError. `cast=True` converts another floating dtype instead of refusing.
     """
     shape = x.shape if shape is None else shape
-    watch = not torch.compiler.is_compiling() and not x.is_inference()
+    watch = not torch.compiler.is_dynamo_compiling() and not x.is_inference()
     version = x._version if watch else 0
     out = function(x, time, **(condition or {}))
     if watch and x._version != version:
@@ -237,7 +266,7 @@ Numbers: TypeAlias = Any  # a tensor, an array or nested sequences of numbers
 def tensor(name: str, value: Numbers) -> Tensor:
     """Real, finite numbers in their own dtype; plain Python numbers are float64."""
     try:
-        found = torch.as_tensor(value, dtype=None if hasattr(value, "dtype") else torch.float64)
+        found = torch.as_tensor(value, dtype=None if has_dtype(value) else torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidTypeError(
             f"{name} must be a tensor, an array or (nested lists of) numbers, got {type(value).__name__}"
@@ -256,46 +285,41 @@ def numbers(name: str, value: Numbers) -> Tensor:
     return tensor(name, value).to(torch.float64, copy=True).contiguous()
 
 
-def mapped(f: Callable[..., Any], *trees: Any) -> Any:
-    """f of the tensors that stand in the same place of every tree; what is no tensor and no tuple is the first's."""
+def map_tensors(f: Callable[..., Any], *trees: Any) -> Any:
+    """Maps `f` over the tensors of matching pytrees; other leaves come from the first."""
     if isinstance(trees[0], Tensor):
         return f(*trees)
     if isinstance(trees[0], tuple):
-        parts = [mapped(f, *parts) for parts in zip(*trees)]
+        parts = [map_tensors(f, *parts) for parts in zip(*trees)]
         return type(trees[0])(*parts) if hasattr(trees[0], "_fields") else tuple(parts)
     return trees[0]
 
 
-def keep(accept: bool | Tensor, new: T, old: T) -> T:
+def where_rows(accept: bool | Tensor, new: T, old: T) -> T:
     """`new` in the rows where `accept` `[B]`, `old` in the others; tensors `[]` belong to no row and are new."""
     if isinstance(accept, bool):
         return new if accept else old
-    shaped: T = mapped(
+    shaped: T = map_tensors(
         lambda a, b: torch.where(accept.reshape(-1, *(1,) * (a.ndim - 1)), a, b) if a.ndim else a, new, old
     )
     return shaped
 
 
-def rows(tree: T, index: Tensor) -> T:
+def take_rows(tree: T, index: Tensor) -> T:
     """The rows `index` of every tensor, wherever each lies; tensors `[]` belong to no row."""
-    picked: T = mapped(lambda leaf: leaf[index.to(leaf.device, non_blocking=True)] if leaf.ndim else leaf, tree)
+    picked: T = map_tensors(lambda leaf: leaf[index.to(leaf.device, non_blocking=True)] if leaf.ndim else leaf, tree)
     return picked
 
 
-def picked(whole: Any, index: Tensor) -> Any:
-    """A model or a noise source for the samples `index`, where it is one that knows its samples; else as it is."""
-    return whole.rows(index) if hasattr(whole, "rows") else whole
-
-
-def spread(tree: T, count: int, device: torch.device) -> T:
+def expand_rows(tree: T, count: int, device: torch.device) -> T:
     """Values `[]` or `[count]` as `[count]` on a device."""
-    wide: T = mapped(lambda leaf: leaf.to(device).expand(count), tree)
+    wide: T = map_tensors(lambda leaf: leaf.to(device).expand(count), tree)
     return wide
 
 
-def joined(first: T, second: T) -> T:
+def cat_rows(first: T, second: T) -> T:
     """The rows of one tree, then those of another of the same structure."""
-    whole: T = mapped(lambda *leaves: cat(leaves) if leaves[0].ndim else leaves[0], first, second)
+    whole: T = map_tensors(lambda *leaves: cat(leaves) if leaves[0].ndim else leaves[0], first, second)
     return whole
 
 

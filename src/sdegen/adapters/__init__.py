@@ -4,10 +4,9 @@
 `for_torchsde(reverse, shape)` make what `torchdiffeq.odeint` and `torchsde.sdeint` take.
 """
 
-from sdegen.adapters.backwards import Backwards, for_torchsde
-from sdegen.adapters.flows import for_torchdiffeq
-from sdegen.adapters.ode import Even, TorchDiffEq, torchdiffeq
-from sdegen.adapters.sde import TorchSDE, torchsde
+from sdegen.adapters.bridge import Backwards
+from sdegen.adapters.torchdiffeq import Even, TorchDiffEq, for_torchdiffeq, torchdiffeq
+from sdegen.adapters.torchsde import TorchSDE, for_torchsde, torchsde
 
 __all__ = [
     "Backwards",

@@ -17,7 +17,7 @@ from sdegen.calibration.calibrate import calibrate
 from sdegen.errors import InvalidArgumentError
 from sdegen.grids import Grid
 from sdegen.loop.solution import FAILED, Solution, SolveError
-from sdegen.sampling.sample import sample
+from sdegen.sampling.sample import draw
 from sdegen.scores.model import ScoreModel
 from sdegen.solvers.base import Solver
 
@@ -178,7 +178,7 @@ def drawn(problem: Problem, n: int, seed: int, batch_size: int | None, **options
     given: dict[str, Any] = {"batch_size": batch_size, "dtype": problem.dtype, "denoise": problem.denoises}
     try:
         shape = (n, *problem.shape)
-        found = sample(problem.model, shape, seed=seed, return_solution=True, progress=False, **given, **options)
+        found = draw(problem.model, shape, seed=seed, progress=False, **given, **options)
     except SolveError as error:  # of samples that are not finite: the others are as good as ever
         partial: object = error.partial
         if not isinstance(partial, Solution) or len(partial.x) != n:

@@ -59,7 +59,7 @@ class Disturbed(EditedModel):
     """A model with an error of a known size in its predictions; made by `perturbed`."""
 
     def __init__(self, model: Any, size: float, side: int, error: Disturbance, name: str) -> None:
-        super().__init__(model, lambda data, level: data, name)
+        super().__init__(model, lambda data, x, level: data, name)
         self.size, self.side, self.error = size, side, error
 
     def predicted(self, x: Tensor, level: Level) -> Tensor:
@@ -68,7 +68,7 @@ class Disturbed(EditedModel):
         window = 1 / (1 + s ** (2 * self.side)) if self.side else torch.ones_like(s)
         # of v, which is off by as much at all levels: with a deviation of 1, data = cos x - sin v, tan = s
         weight = self.size * self.error.scale * window * s / torch.sqrt(1 + s * s)
-        data: Tensor = self.model(x, level, "data")
+        data: Tensor = self.models[0](x, level, "data")
         return data + like(weight, data) * self.error(x, level)
 
 
@@ -76,7 +76,7 @@ class Reduced(EditedModel):
     """A model that sees and says numbers of few digits; made by `reduced`."""
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        super().__init__(model, lambda data, level: data.to(dtype).to(data.dtype), f"reduced to {dtype}")
+        super().__init__(model, lambda data, x, level: data.to(dtype).to(data.dtype), f"reduced to {dtype}")
         self.dtype = dtype
 
     def predicted(self, x: Tensor, level: Level) -> Tensor:

@@ -16,7 +16,6 @@ from sdegen.bench.targets import check, metric
 from sdegen.errors import InvalidArgumentError
 from sdegen.grids import check_steps
 from sdegen.metrics import Metric
-from sdegen.scores.model import network
 from sdegen.solvers.base import Solver
 
 
@@ -95,7 +94,7 @@ def plan(
             f"one), and a budget that is enough for a step ({', '.join(f'{c.name}: {c.least}' for c in found[:6])})"
         )
     for p in problems:
-        net = network(p.model)
+        net = p.model.module
         if net is not None and any(part.training for part in net.modules()):
             raise InvalidArgumentError(f"the network of {p.name} is in training mode: call its eval() first")
         check(p, metrics)

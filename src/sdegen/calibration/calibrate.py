@@ -16,8 +16,7 @@ from sdegen.calibration.pilot import ELEMENTS, F64, Path, Probe, adams, span, tr
 from sdegen.calibration.plan import Plan
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords, warn_caller
 from sdegen.grids import check_steps
-from sdegen.loop.checks import check_parts
-from sdegen.processes.sde import ReverseSDE
+from sdegen.loop.arguments import check_parts
 from sdegen.scores.model import place, warn_if_training
 from sdegen.solvers.methods import default
 
@@ -82,8 +81,7 @@ def calibrate(
     if batch_size is not None:
         check_steps(batch_size, "batch_size")
     warn_if_training(model)
-    exact = getattr(model, "mixture", None) is not None
-    probe = Probe(model, size, seed, *place(model, F64 if exact and dtype is None else dtype, device), batch_size)
+    probe = Probe(model, size, seed, *place(model, F64 if model.exact and dtype is None else dtype, device), batch_size)
     if n is None:
         return _smallest(probe, float(tol or 0), pilot, fit)
     budget = _budget(probe, n, pilot, fit)
@@ -92,7 +90,7 @@ def calibrate(
 
 def _checked(model: Any, shape: Any, nfe: Any, tol: Any, pilot: Any) -> tuple[int, ...]:
     check_parts(model, default(), None)
-    if isinstance(model, ReverseSDE):
+    if not model.answers:
         raise InvalidTypeError("calibrate needs predictions at levels: give the ScoreModel itself, not a ReverseSDE")
     span(model.process)
     try:

@@ -23,9 +23,10 @@ from sdegen.level import Level
 from sdegen.processes.process import Process
 from sdegen.processes.schedules import EDM
 from sdegen.scores.model import convert, plane
-from sdegen.solvers.frames import ANGLE, Frame, log_snr
+from sdegen.solvers.frame import Frame
+from sdegen.solvers.frames import ANGLE, log_snr
 from sdegen.solvers.multistep import Multistep
-from sdegen.tensors import finite_rows, length, picked
+from sdegen.tensors import finite_rows, length
 
 F64 = torch.float64
 _GAUSS = tuple(torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(8))
@@ -104,9 +105,9 @@ class Probe:
 
     def _rows(self, start: int, count: int) -> Any:
         """The model for rows from `start` on, the conditions of single samples used in turn."""
-        conditions = getattr(self.model, "condition", {}).values()
+        conditions = self.model.condition.values()
         samples = max((len(v) for v in conditions if isinstance(v, Tensor) and v.ndim), default=1)
-        return self.model if samples == 1 else picked(self.model, torch.arange(start, start + count) % samples)
+        return self.model if samples == 1 else self.model.rows(torch.arange(start, start + count) % samples)
 
     def keep(self, values: Tensor) -> Tensor:
         """The elements that are fitted, `[B, E]`, on the host."""
@@ -238,7 +239,7 @@ def trace(probe: Probe, y: Tensor, lams: Tensor, scale: float) -> Path:
 
 def span(process: Process) -> tuple[Tensor, Tensor]:
     """The log-SNRs at t_max and t_min. Raises InvalidTypeError for what is no Process."""
-    if not isinstance(process, Process):
+    if not process.gaussian:
         raise InvalidTypeError(f"calibrate needs a Process with alpha and sigma, got {process}")
     ends = process.level(torch.tensor([process.t_max, process.t_min], dtype=F64)).lam
     return ends[0], ends[1]

@@ -10,7 +10,6 @@ next step is one too: the corrected y is linear in the predicted one and the F, 
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
@@ -25,21 +24,19 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.grids import Grid
 from sdegen.level import Level, points
-from sdegen.noise.normals import NoiseSource
 from sdegen.processes.process import Process
-from sdegen.processes.sde import SDE
-from sdegen.scores.model import convert, plane
-from sdegen.solvers.base import Reverse, Solver, Step, check_score_model
+from sdegen.scores.model import Model, convert, plane
+from sdegen.solvers.base import Reverse, Solver, check_score_model
 from sdegen.solvers.frames import DATA
-from sdegen.solvers.table import Ask, Known, asked, ends
-from sdegen.tensors import combine, readable, widen
+from sdegen.solvers.table import Leg, Past, Table, ends
+from sdegen.tensors import readable, widen
 
 _FORMAT = "sdegen plan 1"
 _CLOSE = 1e-5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Plan:
+class Plan(Table):
     """A solver with its own grid: `sd.sample(model, shape, solver=plan)`; made by `sd.calibrate` or `Plan.of`.
 
     lams `[n + 1]`: the levels as `log(alpha/sigma)`, increasing (towards data). wants `[n, 2]`: what the network is
@@ -53,6 +50,7 @@ class Plan:
     under conditions and guidance. Raises InvalidArgumentError on tensors that are no plan.
     """
 
+    frame = DATA
     lams: Tensor
     wants: Tensor
     weights: Tensor
@@ -65,7 +63,7 @@ class Plan:
         n = len(self.weights)
         shapes = {"lams": (n + 1,), "wants": (n, 2), "weights": (n, n + 1), "orders": (n,), "errors": (n,)}
         for name, shape in shapes.items():
-            value = getattr(self, name)
+            value = vars(self)[name]
             dtype = torch.int64 if name == "orders" else torch.float64
             if not isinstance(value, Tensor) or value.dtype != dtype or value.device.type != "cpu":
                 raise InvalidTypeError(f"a plan's {name} must be a {dtype} tensor on the CPU, got {value!r}")
@@ -84,7 +82,7 @@ class Plan:
         return len(self.weights)
 
     @property
-    def planned(self) -> int:
+    def own_steps(self) -> int:
         """`steps`, for `sample` to take where none are given."""
         return self.steps
 
@@ -94,14 +92,9 @@ class Plan:
         return float(self.errors[-1])
 
     @property
-    def evals(self) -> int:
-        """One network evaluation per step."""
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        """Never."""
-        return False
+    def own_error(self) -> float:
+        """`error` relative to the data's scale."""
+        return self.error / self.scale
 
     @property
     def memory(self) -> int:
@@ -113,33 +106,31 @@ class Plan:
         """The plan's own times, `grid(process, n)`; n must be the plan's number of steps, or None."""
         return self._times
 
-    def _times(self, process: SDE, n: int | None = None) -> Tensor:
-        if not isinstance(process, Process):
+    def _times(self, process: Any, n: int | None = None) -> Tensor:
+        if not process.gaussian:
             raise InvalidTypeError(f"a plan needs a Process with alpha and sigma, got {process}")
         if n is not None and n != self.steps:
             raise InvalidArgumentError(f"this plan has {self.steps} steps, got steps={n}: leave steps out")
         limits = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
         reach = process.level(limits).lam
         if not readable(reach):
-            return process.at(self.lams).t
+            found: Tensor = process.at(self.lams).t
+            return found
         if bool(self.lams[0] < reach[0] - _CLOSE) or bool(self.lams[-1] > reach[1] + _CLOSE):
             raise InvalidArgumentError(
                 f"this plan's log-SNRs run from {float(self.lams[0]):.4g} to {float(self.lams[-1]):.4g} and those of "
                 f"{process} only from {float(reach[0]):.4g} to {float(reach[1]):.4g}: calibrate on this process, or "
                 "set its t_min and t_max"
             )
-        times = process.at(self.lams.clamp(float(reach[0]), float(reach[1]))).t
+        times: Tensor = process.at(self.lams.clamp(float(reach[0]), float(reach[1]))).t
         for end, here in ((0, 0), (-1, 1)):
             if abs(float(self.lams[end] - reach[here])) <= _CLOSE:
                 times[end] = limits[here]
         return times
 
     def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
-        """The steps on a grid whose levels `[n + 1]` are the plan's own, with plain numbers for weights.
-
-        Raises InvalidArgumentError on other levels.
-        """
-        model = check_score_model(self, model)
+        """The steps on a grid whose levels `[n + 1]` are its own. Raises InvalidArgumentError on other levels."""
+        check_score_model(self, model)
         lams = levels.lam
         if lams.shape != self.lams.shape or bool(((lams - self.lams).abs() > _CLOSE).any()):
             raise InvalidArgumentError(
@@ -147,37 +138,25 @@ class Plan:
                 f"plan's own {self.steps} from {float(self.lams[0]):.4g} to {float(self.lams[-1]):.4g}: give no grid "
                 "and no steps, or plan.grid(process, None) where times are asked for (a plan runs only towards data)"
             )
-        now, _ = ends(levels)
-        asks = asked(model, now, (self.wants[:, 0], self.wants[:, 1]))
-        table = self._in_x(levels)
-        return [Planned(self, ask, tuple(row[: k + 2])) for k, (ask, row) in enumerate(zip(asks, table.tolist()))]
+        return super().on(model, levels)
 
-    def _in_x(self, levels: Level) -> Tensor:
-        """The weights for x instead of y, `[n, 1 + n]`."""
-        scaled = levels.alpha[1:, None] * self.weights
-        return torch.cat([scaled[:, :1] / levels.alpha[:-1, None], scaled[:, 1:]], 1)
-
-    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[Tensor, ...]:
+    def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
         """Past values, newest first: none yet, so zeros."""
         check_score_model(self, model)
-        return tuple(torch.zeros_like(widen(x)) for _ in range(self.memory))
+        return Past(None, tuple(torch.zeros_like(widen(x)) for _ in range(self.memory)))
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[Tensor, ...], noise: NoiseSource | None
-    ) -> Step:
+    def legs(self, model: Any, now: Level, next: Level, past: Past) -> list[Leg]:
         """Evaluate at x, combine; the step's place in the plan is that of the level nearest to `now`."""
         place = (self.lams[:-1] - now.lam.to("cpu")[..., None]).abs().argmin(-1)
         flat = place.reshape(-1)
         p, q = (v.reshape(place.shape) for v in self.wants.index_select(0, flat).unbind(-1))
-        value = widen(model(x, now, (p, q)))  # type: ignore[operator]
         rows = self._newest_first.index_select(0, flat).reshape(*place.shape, -1)
-        newest_first = (rows * next.alpha[..., None]).unbind(-1)
-        out = combine((newest_first[0] / now.alpha, x), *zip(newest_first[1:], (value, *carry)))
-        return Step(out.to(x.dtype), (value, *carry)[: self.memory])
+        on_y, *on = (rows * next.alpha[..., None]).unbind(-1)
+        return [Leg(now, (p, q), on_y / now.alpha, tuple(on))]
 
-    @functools.cached_property
+    @property
     def _newest_first(self) -> Tensor:
-        """The weights with those of the values from the newest on, `[n, 1 + n]`."""
+        """The weights with those of the values from the newest on, `[n, 1 + n]`; never kept, as it may be traced."""
         n = self.steps
         back = torch.arange(n)[:, None] - torch.arange(n)
         known = torch.where(back >= 0, self.weights[:, 1:].gather(1, back.clamp(min=0)), 0.0)
@@ -195,15 +174,14 @@ class Plan:
         if not isinstance(times, Tensor):
             times = solver.grid(process, times)
         levels = process.level(times)
-        frame = getattr(solver, "frame", DATA)
+        frame = solver.clock_frame or DATA
         now, _ = ends(levels)
         p, q = (v.expand_as(now.t) for v in plane(process, now, frame.want(process, now, 0.0)))
         symbols = _Symbols(process, torch.stack([p, q], 1))
         each = points(levels)
         n, x = len(now.t), torch.eye(1, 1 + len(now.t), dtype=torch.float64)
-        # what a method makes of a known grid, if it makes anything of it, as the loop asks for it
-        on = getattr(solver, "on", None)
-        parts = (on(symbols, levels) if on is not None else ()) or [solver] * n
+        method = solver.for_steps(n)
+        parts = solver.on(symbols, levels) or [method] * n
         if any(part.evals != 1 for part in parts):
             raise InvalidArgumentError(f"a plan has one evaluation a step, and some steps of {solver} have more")
         found, carry = [x[0]], parts[0].init(symbols, x, each[0])
@@ -216,13 +194,13 @@ class Plan:
         # rounding, where a value cannot have a weight
         weights = weights.tril(1) / levels.alpha[0]
         weights[:, 0] = keep
-        top = int(getattr(getattr(solver, "among", lambda n: solver)(n), "order", 1))
+        top = int(vars(method).get("order", 1))
         orders = torch.arange(1, n + 1).clamp(max=top)
         return Plan(levels.lam, symbols.wants, weights, orders, torch.full((n,), math.nan, dtype=torch.float64))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a safetensors file. Raises InvalidArgumentError without safetensors."""
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        tensors = {name: vars(self)[name].contiguous() for name in _TENSORS}
         notes = {"format": _FORMAT, "notes": json.dumps({"scale": self.scale, "spent": self.spent})}
         _safetensors().save_file(tensors, str(path), notes)
 
@@ -265,26 +243,7 @@ class Plan:
 _TENSORS = ("lams", "wants", "weights", "orders", "errors")
 
 
-@dataclass(frozen=True, eq=False)
-class Planned(Known):
-    """One step of a plan on a known grid: a network call and a linear combination with plain numbers."""
-
-    ask: Ask
-    row: tuple[float, ...]
-
-    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[Tensor, ...]:
-        """No values yet."""
-        return ()
-
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[Tensor, ...], noise: NoiseSource | None
-    ) -> Step:
-        """Evaluate at x, combine."""
-        values = (*carry, widen(self.ask(model, x, now)))
-        return Step(combine(*zip(self.row, (x, *values))).to(x.dtype), values)
-
-
-class _Symbols:
+class _Symbols(Model):
     """A model whose k-th answer is the k-th unit vector: what a solver makes of it are its weights."""
 
     def __init__(self, process: Process, wants: Tensor) -> None:

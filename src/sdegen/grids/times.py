@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,23 +12,27 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.processes.process import Process
 from sdegen.processes.sde import SDE
-from sdegen.tensors import readable
+from sdegen.tensors import has_dtype, readable
 
 Grid = Callable[[SDE, int], Tensor]
 
 
 def check_steps(n: int, name: str = "steps") -> int:
     """n as an int, or an error unless it is a whole number >= 1."""
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
+    try:
+        count = operator.index(n)
+    except TypeError:
+        count = None
+    if count is None or isinstance(n, bool):
         raise InvalidTypeError(f"{name} must be a whole number >= 1, got {n!r}")
-    if n.__index__() < 1:
+    if count < 1:
         raise InvalidArgumentError(f"{name} must be >= 1, got {n}")
-    return n.__index__()
+    return count
 
 
 def check_times(times: Any, sde: SDE | None = None) -> Tensor:
     """Times `[n + 1]` as float64 on the host, or an error unless finite, strictly monotone and inside the span."""
-    values = torch.as_tensor(times, dtype=None if hasattr(times, "dtype") else torch.float64)
+    values = torch.as_tensor(times, dtype=None if has_dtype(times) else torch.float64)
     if values.requires_grad:
         raise InvalidArgumentError("times that require gradients are not followed by the loop; detach them")
     if values.dtype == torch.bool or values.is_complex():
@@ -64,7 +69,7 @@ def with_levels(process: SDE) -> Process:
 
 def rounding(times: object) -> float:
     """The relative rounding that times bring along from their dtype."""
-    dtype = getattr(times, "dtype", None)
+    dtype = torch.as_tensor(times).dtype if has_dtype(times) else None
     return 4 * torch.finfo(dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float64).eps
 
 

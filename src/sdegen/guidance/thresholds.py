@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
-from sdegen.processes.process import Process
-from sdegen.processes.sde import ReverseSDE
-from sdegen.scores.model import Model, Want, convert, plane
+from sdegen.scores.model import Model, ModelMap, Want, convert, plane
 from sdegen.tensors import combine, expect_like, widen
 
-Edit = Callable[[Tensor, Level], Tensor]
+Edit = Callable[[Tensor, Tensor, Level], Tensor]
+"""`edit(data, x, level) -> data`: the predicted data `[B, *S]`, at x `[B, *S]` and a level `[]` or `[B]`."""
 
 
-class EditedModel:
-    """A model whose predicted data are `edit(data, level)`; every other prediction follows from x and those.
+class EditedModel(ModelMap):
+    """A model whose predicted data are `edit(data, x, level)`; every other prediction follows from x and those.
 
     `want = c_x x + c_data data`, by the 2x2 solve of `sdegen.scores.model`; made by `map_data`.
     """
 
     def __init__(self, model: Model, edit: Edit, name: str) -> None:
-        self.model = model
+        super().__init__(model)
         self.edit = edit
         self.name = name
-
-    @property
-    def process(self) -> Any:
-        """The model's own process."""
-        return self.model.process
 
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]` that goes with the edited data, at x `[B, *S]` and a level `[]` or `[B]`."""
@@ -45,47 +37,30 @@ class EditedModel:
 
     def predicted(self, x: Tensor, level: Level) -> Tensor:
         """The edited prediction of the data."""
-        data = self.model(x, level, "data")
-        return expect_like(self.edit(data, level), data, f"{self.name} must return data")
-
-    def rows(self, index: Tensor) -> EditedModel:
-        """The same for the samples `index` `[b]` of the model's per-sample conditions."""
-        part = copy.copy(self)
-        if hasattr(self.model, "rows"):
-            part.model = self.model.rows(index)
-        return part
-
-    def check_batch(self, n: int) -> None:
-        """The model's own check of its per-sample conditions."""
-        if hasattr(self.model, "check_batch"):
-            self.model.check_batch(n)
-
-    @property
-    def condition(self) -> Any:
-        """The model's conditions, by name."""
-        return getattr(self.model, "condition", {})
-
-    @property
-    def module(self) -> torch.nn.Module | None:
-        """The `torch.nn.Module` behind the model, if there is one."""
-        found: torch.nn.Module | None = getattr(self.model, "module", None)
-        return found
+        data = self.models[0](x, level, "data")
+        return expect_like(self.edit(data, x, level), data, f"{self.name} must return data")
 
     def __repr__(self) -> str:
-        return f"{self.name}({self.model!r})"
+        return f"{self.name}({self.models[0]!r})"
 
 
 def map_data(model: Model, edit: Edit, name: str = "map_data") -> EditedModel:
-    """The model with its predicted data `[B, *S]` replaced by `edit(data, level)`, like them.
+    """The model with its predicted data `[B, *S]` replaced by `edit(data, x, level)`, like them.
 
-    The edit is part of the score from then on, so a solver's order holds where it is smooth. Raises InvalidTypeError
-    for what is no model on a Process.
+    The edit is part of the score from then on, so a solver's order holds where it is smooth.
+
+    Args:
+        model: a score model, or a map of one.
+        edit: a function of the predicted data `[B, *S]`, the state x `[B, *S]` and the level `[]` or `[B]`.
+        name: what its repr and errors call it.
+
+    Raises:
+        InvalidTypeError: `model` is not a `Model` on a `Process`, or `edit` cannot be called.
     """
-    source: object = model
-    if isinstance(source, ReverseSDE) or not isinstance(getattr(source, "process", None), Process):
+    if not isinstance(model, Model):
         raise InvalidTypeError(f"{name} takes a ScoreModel, whose data prediction it edits; got {model!r}")
     if not callable(edit):
-        raise InvalidTypeError(f"edit must be a function (data, level) -> data, got {edit!r}")
+        raise InvalidTypeError(f"edit must be a function (data, x, level) -> data, got {edit!r}")
     return EditedModel(model, edit, name)
 
 
@@ -96,7 +71,7 @@ def static_threshold(model: Model, low: float = -1.0, high: float = 1.0) -> Edit
     """
     if not low < high:
         raise InvalidArgumentError(f"thresholds must be low < high, got {low} and {high}")
-    return map_data(model, lambda data, level: data.clamp(low, high), "static_threshold")
+    return map_data(model, lambda data, x, level: data.clamp(low, high), "static_threshold")
 
 
 def dynamic_threshold(model: Model, quantile: float = 0.995, bound: float = 1.0) -> EditedModel:
@@ -109,7 +84,7 @@ def dynamic_threshold(model: Model, quantile: float = 0.995, bound: float = 1.0)
     if not (0 < quantile <= 1 and bound > 0):
         raise InvalidArgumentError(f"quantile must be in (0, 1] and bound positive, got {quantile} and {bound}")
 
-    def edit(data: Tensor, level: Level) -> Tensor:
+    def edit(data: Tensor, x: Tensor, level: Level) -> Tensor:
         wide = widen(data)
         size = _quantile(wide.flatten(1).abs(), quantile).clamp(min=bound)
         size = size.reshape(-1, *(1,) * (data.ndim - 1))

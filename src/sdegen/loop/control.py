@@ -1,38 +1,72 @@
-"""The protocol of a controller, and fixed grids."""
+"""Which step next, and was the last one good? Fixed grids here, `PI` in `tolerance`."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.grids import check_steps, check_times, in_span, karras, rounding
+from sdegen.errors import InvalidTypeError
+from sdegen.grids import check_times, in_span, rounding
 from sdegen.level import Level, points
-from sdegen.processes.process import Process, check_levels
+from sdegen.processes.process import check_levels
 from sdegen.processes.sde import SDE
 from sdegen.solvers.base import Reverse, Solver, Step
-from sdegen.solvers.table import LearnedError
-from sdegen.tensors import readable
+from sdegen.tensors import has_dtype, readable
 
 
-class Controller(Protocol):
-    """Chooses the levels of a solve. Its state is a value, so one controller serves any number of solves.
+class Control:
+    """What a solve is controlled by: a `Controller`, or `sd.PI`, which makes one for a solver."""
 
-    `init` gives the first step's ends and the state; `running` whether there is another step; `update` judges a step:
-    whether it is accepted (True, or per sample `[B]`), and the ends of the next.
-    """
+    adaptive: ClassVar[bool] = False
+    """Whether steps are judged by their errors, sample by sample."""
 
-    def init(self, process: SDE, x: Tensor) -> tuple[Level, Level, Any]: ...
-    def running(self, state: Any) -> bool: ...
+    @property
+    def steps(self) -> int | None:
+        """The number of steps, where it is known before the first one."""
+        return None
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws noise of its own."""
+        return False
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether its steps can be computed again from a state between them."""
+        return False
+
+    def runs_down(self, process: SDE) -> bool | None:
+        """Whether time runs down, towards data; None where that is not known."""
+        return None
+
+
+class Controller(Control, ABC):
+    """Chooses the levels of a solve. Its state is a value, so one controller serves any number of solves."""
+
+    @abstractmethod
+    def init(self, process: SDE, x: Tensor) -> tuple[Level, Level, Any]:
+        """The first step's ends, and the state."""
+
+    @abstractmethod
+    def running(self, state: Any) -> bool:
+        """Whether there is another step."""
+
+    @abstractmethod
     def update(
         self, process: SDE, state: Any, x: Tensor, now: Level, next: Level, step: Step
-    ) -> tuple[bool | Tensor, Level, Level, Any]: ...
+    ) -> tuple[bool | Tensor, Level, Level, Any]:
+        """Judge a step: whether it is accepted (True, or per sample `[B]`), the ends of the next, and the state."""
+
+    def levels(self, state: Any) -> tuple[Level, ...]:
+        """All levels of the solve, where they are known and every step is accepted; else none."""
+        return ()
+
+    def parts(self, solver: Solver, model: Reverse, state: Any) -> Sequence[Solver]:
+        """The solvers of single steps, where a known grid has them; else none."""
+        return ()
 
 
 class OnGrid(NamedTuple):
@@ -43,27 +77,33 @@ class OnGrid(NamedTuple):
     k: int
 
 
-class Fixed:
+class Fixed(Controller):
     """A fixed grid: exactly the steps between `times` `[n + 1]`, strictly monotone, the last point exact.
 
     Raises InvalidArgumentError unless the times are finite, strictly monotone, inside the span of the process and,
     on a `Process`, at positive alpha and sigma. Everything is read on the host before the first step.
     """
 
-    passes = 1
-    """How often a level may be visited: more than once only where a `Restart` goes back to noise."""
-
     def __init__(self, times: Any) -> None:
         self.times = check_times(times)
-        self.steps = len(self.times) - 1
         first, last = float(self.times[0]), float(self.times[-1])
         self._ends = min(first, last), max(first, last)
         self.towards_data = first > last
         self._rounding = rounding(times)
 
-    def leap(self, state: OnGrid) -> bool:
-        """Whether the next step goes back to noise."""
-        return False
+    @property
+    def steps(self) -> int:
+        """The number of steps."""
+        return len(self.times) - 1
+
+    @property
+    def repeatable(self) -> bool:
+        """Yes: the levels are known."""
+        return True
+
+    def runs_down(self, process: SDE) -> bool:
+        """Whether the times decrease."""
+        return self.towards_data
 
     def __repr__(self) -> str:
         return f"Fixed({self.steps} steps)"
@@ -71,23 +111,22 @@ class Fixed:
     def init(self, process: SDE, x: Tensor) -> tuple[Level, Level, OnGrid]:
         """The first step and the levels of all."""
         level = process.level(in_span(self.times, *self._ends, process, self._rounding))
-        if isinstance(process, Process) and readable(level.alpha):
+        if process.gaussian and readable(level.alpha):
             self._check(process, level)
         levels = tuple(points(level))
         return levels[0], levels[1], OnGrid(level, levels, 0)
 
-    def bind(self, solver: Solver, model: Reverse, state: OnGrid) -> Sequence[Solver]:
-        """The solver of every step, where a solver's `on` makes them and the levels can be read on the host."""
-        on = getattr(solver, "on", None)
-        if on is None or not readable(state.grid.alpha) or state.grid.alpha.requires_grad:
-            return ()
-        try:
-            steps: Sequence[Solver] = on(model, state.grid)
-        except LearnedError:
-            return ()
-        return steps
+    def levels(self, state: OnGrid) -> tuple[Level, ...]:
+        """All levels."""
+        return state.levels
 
-    def _check(self, process: Process, level: Level) -> None:
+    def parts(self, solver: Solver, model: Reverse, state: OnGrid) -> Sequence[Solver]:
+        """What the solver makes of the grid, where its levels can be read on the host."""
+        if not readable(state.grid.alpha) or state.grid.alpha.requires_grad:
+            return ()
+        return solver.on(model, state.grid)
+
+    def _check(self, process: Any, level: Level) -> None:
         check_levels(process, level)
 
     def running(self, state: OnGrid) -> bool:
@@ -103,75 +142,12 @@ class Fixed:
         return True, next, after, state._replace(k=k)
 
 
-@dataclass(frozen=True)
-class Restart:
-    """A grid that goes back: where `sigma/alpha` first falls to `low`, `times` times up to `high` and down again.
-
-    Up by the forward SDE's own transition, which forgets errors made so far, down by `steps` more steps of the solver
-    (a Karras grid of its own). A callable `(process, n)`, to be given to `sample(grid=...)`, with any solver: `grid`
-    has n steps, the repeats come on top. Several windows are a Restart whose `grid` is another.
-
-    Xu et al. 2023, alg. 2. Raises InvalidArgumentError unless 0 < low < high, steps and times >= 1, and the window lies
-    inside the levels of the grid.
-    """
-
-    low: float = 0.05
-    high: float = 0.5
-    steps: int = 3
-    times: int = 2
-    grid: Callable[[SDE, int], Any] = karras
-
-    def __post_init__(self) -> None:
-        if not 0 < self.low < self.high < math.inf:
-            raise InvalidArgumentError(f"a restart needs 0 < low < high, got low={self.low}, high={self.high}")
-        check_steps(self.steps)
-        check_steps(self.times, "times")
-
-    def __call__(self, process: SDE, n: int) -> Restarted:
-        """The grid with its repeats, on `process`."""
-        if not isinstance(process, Process):
-            raise InvalidTypeError(f"a restart needs a Process, whose forward transition it draws from; got {process}")
-        inner = self.grid(process, n)
-        known = inner.times if isinstance(inner, Fixed) else check_times(inner, process)
-        below = process.level(known).lam >= -math.log(self.low) - 1e-9
-        top = process.at(-math.log(self.high)).t.clamp(max=process.t_max)
-        if not bool(below.any()) or bool(below[0]) or float(process.level(top).lam) > 1e-9 - math.log(self.high):
-            raise InvalidArgumentError(
-                f"a restart from sigma/alpha = {self.low:g} up to {self.high:g} lies outside of the grid, whose levels "
-                f"run from {math.exp(-float(process.level(known[0]).lam)):g} to "
-                f"{math.exp(-float(process.level(known[-1]).lam)):g}"
-            )
-        k = int(below.nonzero()[0])
-        again = karras(process, self.steps, start=float(top), end=float(known[k]))
-        return Restarted(torch.cat([known[: k + 1], *[again] * self.times, known[k + 1 :]]))
-
-
-class Restarted(Fixed):
-    """A grid that goes down in runs; between them the loop goes up by the forward transition, see `Restart`."""
-
-    def __init__(self, times: Tensor) -> None:
-        self.times = times
-        self.steps = len(times) - 1
-        self._ends = float(times.min()), float(times.max())
-        self.towards_data = True
-        self._rounding = rounding(times)
-        self._up = (times.diff() > 0).tolist()
-        self.passes = 1 + sum(self._up)
-
-    def _check(self, process: Process, level: Level) -> None:
-        check_levels(process, process.level(torch.unique(level.t)))
-
-    def leap(self, state: OnGrid) -> bool:
-        """Whether the next step goes back to noise."""
-        return bool(self._up[state.k])
-
-    def bind(self, solver: Solver, model: Reverse, state: OnGrid) -> Sequence[Solver]:
-        """Each run's own solvers, and the next run's first one in the place of a step up."""
-        cuts = [0, *(k + 1 for k, up in enumerate(self._up) if up), len(self._up) + 1]
-        found: list[Solver] = []
-        for a, b in itertools.pairwise(cuts):
-            run = super().bind(solver, model, state._replace(grid=Level(*(v[a:b] for v in state.grid))))
-            if b > a + 1 and not run:
-                return ()
-            found += [*run[:1], *run] if found else run
-        return found
+def as_controller(control: Any) -> Any:
+    """A controller from one, or from times. Raises InvalidTypeError for anything else."""
+    if isinstance(control, Tensor | Sequence) or has_dtype(control):
+        return Fixed(control)
+    if not isinstance(control, Control):
+        raise InvalidTypeError(
+            f"control must be a Controller or times, got {control!r}; a grid is called: sd.grids.karras(process, n)"
+        )
+    return control

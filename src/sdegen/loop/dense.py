@@ -11,7 +11,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
 from sdegen.processes.sde import SDE
-from sdegen.tensors import as_time, keep
+from sdegen.tensors import as_time, described, expand_rows, where_rows
 
 Event = Callable[[Tensor, Level], Tensor]
 _HALVINGS = 60
@@ -66,7 +66,7 @@ class Dense:
             inside = inside if moving is None else inside & moving
             if not bool(inside.any()):
                 continue
-            safe = keep(inside, at, next)
+            safe = where_rows(inside, at, next)
             x = self._solver.inside(self._process, now, next, inner, safe)
             picked = inside.nonzero().flatten()
             out = out.index_copy(0, rows[picked], x[picked].to(out.dtype))
@@ -77,14 +77,22 @@ def check_dense(solver: Any, what: str) -> None:
     """Raises InvalidArgumentError unless the solver's steps have a polynomial inside."""
     if solver.stochastic:
         raise InvalidArgumentError(f"{what} needs a solver without noise, whose steps have a polynomial; got {solver}")
-    if not hasattr(solver, "inside"):
+    if not solver.dense:
         raise InvalidArgumentError(
             f"{what} needs a solver whose steps can be evaluated inside: sd.adams(), or a RungeKutta with dense "
             f"weights (sd.dopri5(), sd.tsit5(), sd.heun()); got {solver}"
         )
 
 
-class Watch:
+class Found(NamedTuple):
+    """Which rows' events happened in a step `[B]`, the states there and the levels."""
+
+    where: Tensor
+    x: Tensor
+    level: Level
+
+
+class EventFinder:
     """Where the events of samples happen: a sign change of `event(x, level) -> [B]` over a step, located inside."""
 
     def __init__(self, event: Event, solver: Any, process: SDE) -> None:
@@ -94,17 +102,15 @@ class Watch:
         """The event function's value, checked. Raises InvalidTypeError unless it is `[B]`."""
         value: object = self._event(x, level)
         if not isinstance(value, Tensor) or value.shape != x.shape[:1] or not value.is_floating_point():
-            got = f"{list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)
             raise InvalidTypeError(
                 f"event(x, level) must return one floating number per sample, [{x.shape[0]}], whose sign changes; "
-                f"got {got}"
+                f"got {described(value)}"
             )
         return value
 
-    def located(
-        self, x: Tensor, now: Level, next: Level, x_next: Tensor, inner: Any
-    ) -> tuple[Tensor, Tensor, Level] | None:
-        """Which rows' events happen between now and next, the states there and the levels; None if none."""
+    def located(self, x: Tensor, now: Level, next: Level, x_next: Tensor, inner: Any) -> Found | None:
+        """The events that happen between now and next; None if none."""
+        now, next = (expand_rows(level, len(x), x.device) for level in (now, next))
         before, after = self.value(x, now), self.value(x_next, next)
         hit = (before != 0) & (torch.sign(before) * torch.sign(after) <= 0) & before.isfinite() & after.isfinite()
         if not bool(hit.any()):
@@ -116,7 +122,7 @@ class Watch:
             same = torch.sign(self.value(self._inside(now, next, inner, level), level)) == torch.sign(before)
             low, high = torch.where(same, middle, low), torch.where(same, high, middle)
         level = self._process.level(torch.where(hit, high, next.t))
-        return hit, self._inside(now, next, inner, level), level
+        return Found(hit, self._inside(now, next, inner, level), level)
 
     def _inside(self, now: Level, next: Level, inner: Any, at: Level) -> Tensor:
         x: Tensor = self._solver.inside(self._process, now, next, inner, at)

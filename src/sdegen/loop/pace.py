@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from sdegen.level import Level
+from sdegen.loop.control import Controller
 from sdegen.loop.solution import Status
-from sdegen.processes.process import Process
-from sdegen.processes.sde import SDE
 from sdegen.solvers.base import Step
-from sdegen.solvers.frames import TIME, Frame
-from sdegen.tensors import finite_rows, keep, length, mean_square, power, spread
+from sdegen.solvers.frame import Frame
+from sdegen.tensors import expand_rows, finite_rows, length, mean_square, power, where_rows
 
 RUNNING = -1
 _PATIENCE = 12
@@ -43,7 +42,7 @@ class Pace(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Controller):
     """`PI` on one process with one solver; a `Controller` whose levels are per sample, fields `[B]`.
 
     first, last: the ends of the solve, fields `[]`. rtol, atol: what is allowed per step; scale: sigma_data where that
@@ -58,8 +57,7 @@ class Adaptive:
     atol: float
     scale: float | None
 
-    @property
-    def towards_data(self) -> bool:
+    def runs_down(self, process: Any) -> bool:
         """Whether time runs down."""
         return float(self.first.t) > float(self.last.t)
 
@@ -70,15 +68,15 @@ class Adaptive:
             return mean_square(error.detach() / allowed).sqrt()
         return mean_square(error.detach()).sqrt() / (self.rtol * length(level.alpha * self.scale, level.sigma))
 
-    def init(self, process: SDE, x: Tensor) -> tuple[Level, Level, Pace]:
+    def init(self, process: Any, x: Tensor) -> tuple[Level, Level, Pace]:
         """The start, where every sample first stands still, and the state of `count` samples."""
         count, device = x.shape[0], x.device
-        now = spread(self.first, count, device)
+        now = expand_rows(self.first, count, device)
         whole = self._clock(self.last).to(device) - self._clock(now)
         step = whole.abs()
         if self.settings.first_step is not None:
             step = torch.full_like(step, self.settings.first_step)
-        elif isinstance(process, Process):
+        elif process.gaussian:
             step = self._jump(process, now, self.settings.max_jump / 2)
         none = torch.zeros(count, dtype=torch.int32, device=device)
         one = torch.ones_like(step)
@@ -86,7 +84,7 @@ class Adaptive:
         pace = Pace(step, one, one, torch.zeros_like(step), none, none, none, none.bool(), status, ~none.bool())
         return now, now, pace
 
-    def leaving(self, process: SDE, now: Level, pace: Pace, step: Tensor | None) -> tuple[Level, Pace]:
+    def leaving(self, process: Any, now: Level, pace: Pace, step: Tensor | None) -> tuple[Level, Pace]:
         """The end of the first step from the start, no longer than `step` `[B]` where that is given."""
         if step is not None and self.settings.first_step is None:
             pace = pace._replace(step=step.expand_as(pace.step))
@@ -97,7 +95,7 @@ class Adaptive:
         return bool((state.status == RUNNING).any())
 
     def update(
-        self, process: SDE, state: Pace, x: Tensor, now: Level, next: Level, step: Step
+        self, process: Any, state: Pace, x: Tensor, now: Level, next: Level, step: Step
     ) -> tuple[Tensor, Level, Level, Pace]:
         """Accept or reject each sample's step and choose its next; a step of no length counts for nothing."""
         live, still = state.status == RUNNING, state.fresh
@@ -133,7 +131,7 @@ class Adaptive:
             status,
             torch.zeros_like(still),
         )
-        now = keep(accept, next, now)
+        now = where_rows(accept, next, now)
         return accept, now, self._ahead(process, now, pace.step, status != RUNNING), pace
 
     def _status(
@@ -173,13 +171,13 @@ class Adaptive:
         factor: Tensor = s.safety * now * before * earlier
         return factor
 
-    def _ahead(self, process: SDE, now: Level, step: Tensor, ended: Tensor | None = None) -> Level:
+    def _ahead(self, process: Any, now: Level, step: Tensor, ended: Tensor | None = None) -> Level:
         """The end of a step from now: never beyond the last level, that one exactly, and leaving no tiny step to it."""
         clock, last = self._clock(now), self._clock(self.last).to(now.t.device)
         left = (last - clock).abs()
         bound = self.settings.max_step
         most = left
-        if isinstance(process, Process):
+        if process.gaussian:
             most = torch.minimum(most, self._jump(process, now, self.settings.max_jump))
         elif bound is None:
             most = torch.minimum(most, (last - self._clock(self.first).to(last.device)).abs() / 8)
@@ -192,13 +190,13 @@ class Adaptive:
         next = Level(*(torch.where(final, b.to(a.device), a) for a, b in zip(there, self.last)))
         if ended is None:
             return next
-        return keep(ended, now, next)
+        return where_rows(ended, now, next)
 
-    def _jump(self, process: Process, now: Level, jump: float) -> Tensor:
+    def _jump(self, process: Any, now: Level, jump: float) -> Tensor:
         """How far the clock goes over a log-SNR of `jump`."""
         lam, end = now.lam, self.last.lam.to(now.t.device)
         far = torch.where(end > lam, torch.minimum(lam + jump, end), torch.maximum(lam - jump, end))
-        there = process.time(far) if self.frame == TIME else self.frame.tau(far)
+        there = process.time(far) if self.frame.timed else self.frame.tau(far)
         return (there - self._clock(now)).abs()
 
     def _clock(self, level: Level) -> Tensor:

@@ -10,17 +10,14 @@ from sdegen.errors import InvalidArgumentError
 
 
 @contextlib.contextmanager
-def progress_bar(steps: int | None, shown: bool | None) -> Iterator[Callable[[int], None]]:
-    """A function that counts one step and its evaluations on a tqdm bar; `shown=None`: only if tqdm is there."""
-    if shown is False:
-        yield lambda evals: None
-        return
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        if shown:
-            raise InvalidArgumentError("progress=True needs tqdm: pip install 'sdegen[progress]'") from None
-        yield lambda evals: None
+def progress_bar(steps: int | None, shown: bool | None) -> Iterator[Callable[[int], None] | None]:
+    """A function that counts one step and its evaluations on a tqdm bar, None where no bar is shown.
+
+    `shown=None`: only if tqdm is there. Raises InvalidArgumentError where it is wanted and there is no tqdm.
+    """
+    tqdm = None if shown is False else _tqdm(bool(shown))
+    if tqdm is None:
+        yield None
         return
     nfe = 0
     with tqdm(total=steps, unit="step") as bar:
@@ -41,16 +38,24 @@ def evaluations_bar(total: int, shown: bool | None) -> Iterator[Any]:
     Raises InvalidArgumentError where it is wanted and there is no tqdm.
     """
     shape = "{desc:<40.40} {percentage:3.0f}% |{bar}| {n}/{total} evaluations, {remaining} left"
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        if shown:
-            raise InvalidArgumentError("a progress bar needs tqdm: pip install 'sdegen[progress]'") from None
+    tqdm = _tqdm(bool(shown))
+    if tqdm is None:
         yield _Hidden()
         return
     hidden = None if shown is None else not shown
     with tqdm(total=total, disable=hidden, leave=False, dynamic_ncols=True, bar_format=shape) as bar:
         yield bar
+
+
+def _tqdm(wanted: bool) -> Any:
+    """tqdm's bar, None where it is missing. Raises InvalidArgumentError if it is wanted and missing."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        if wanted:
+            raise InvalidArgumentError("a progress bar needs tqdm: pip install 'sdegen[progress]'") from None
+        return None
+    return tqdm
 
 
 class _Hidden:

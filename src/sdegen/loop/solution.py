@@ -38,6 +38,7 @@ FAILED = {
     Status.STEP_TOO_SMALL: "met the tolerance with no step, however small",
 }
 """How samples fail."""
+_FAILURES = [int(kind) for kind in FAILED]
 
 
 class Progress(NamedTuple):
@@ -89,8 +90,8 @@ def guard(where: Callable[[], str], partial: Callable[[], Any]) -> Iterator[None
         yield
     except BaseException as error:
         with contextlib.suppress(Exception):  # a note that cannot be made must not hide the error
-            error.__notes__ = [*getattr(error, "__notes__", []), f"sdegen: {where()}"]
-            if not hasattr(error, "partial"):
+            error.__notes__ = [*vars(error).get("__notes__", []), f"sdegen: {where()}"]
+            if "partial" not in vars(error):
                 error.partial = partial()  # type: ignore[attr-defined]
         raise
 
@@ -99,8 +100,10 @@ class Solution(NamedTuple):
     """The result of a solve; stats and status are per sample, `[B]`, on x's device.
 
     x `[B, *S]`; level: the one each sample reached (fields `[B]`); nfe: network evaluations; accepted, rejected: steps;
-    status: see `Status`; path: what the observer returned, step by step (None left out). error: of an adaptive solve,
-    an estimate of the error at the end, relative as its tolerance is, `[B]`; dense: the path, where it was asked for.
+    status: see `Status`. path: what the observer returned, step by step (None left out); of `draw(path=True)` the
+    states `[m + 1, B, *S]`, the first where it began, with `levels` (fields `[m + 1]`) and `previews` `[m, B, *S]`, the
+    data that each step's last evaluation predicted (None on a `ReverseSDE`). error: of an adaptive solve, an estimate
+    of the error at the end, relative as its tolerance is, `[B]`; dense: the path at any time, where it was asked for.
     """
 
     x: Tensor
@@ -109,24 +112,24 @@ class Solution(NamedTuple):
     accepted: Tensor
     rejected: Tensor
     status: Tensor
-    path: list[Any]
+    path: Any
     error: Tensor | None = None
     dense: Callable[..., Tensor] | None = None
+    previews: Tensor | None = None
+    levels: Level | None = None
 
-    def rows(self, n: int) -> Solution:
-        """The first n samples."""
-        return self.rows_at(slice(n))
-
-    def rows_at(self, index: Tensor | slice) -> Solution:
-        """Some of the samples."""
+    def rows(self, index: Tensor | slice) -> Solution:
+        """Some of the samples, without their paths."""
         level = Level(*(v[index] for v in self.level))
         nfe, accepted, rejected, status = (v[index] for v in self[2:6])
         error = None if self.error is None else self.error[index]
-        return Solution(self.x[index], level, nfe, accepted, rejected, status, self.path, error)
+        return Solution(self.x[index], level, nfe, accepted, rejected, status, [], error)
 
     @staticmethod
     def join(parts: list[Solution]) -> Solution:
         """Several solutions as one, without their paths."""
+        if len(parts) == 1:
+            return parts[0]
         level = Level(*(cat(v) for v in zip(*(part.level for part in parts))))
         nfe, accepted, rejected, status = (cat(v) for v in zip(*(part[2:6] for part in parts)))
         known = [part.error for part in parts if part.error is not None]
@@ -136,7 +139,7 @@ class Solution(NamedTuple):
     @property
     def ok(self) -> Tensor:
         """Which samples did not fail, `[B]` bool."""
-        return ~functools.reduce(torch.logical_or, (self.status == kind for kind in FAILED))
+        return ~functools.reduce(torch.logical_or, [self.status == kind for kind in _FAILURES])
 
 
 def ended(solution: Solution, on_failure: str) -> Solution:

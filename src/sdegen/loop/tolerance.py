@@ -16,15 +16,18 @@ from typing import Any
 
 import torch
 
-from sdegen.errors import InvalidArgumentError, warn_caller
+from sdegen.errors import InvalidArgumentError, strict_keywords, warn_caller
+from sdegen.loop.control import Control
 from sdegen.loop.pace import Adaptive
-from sdegen.processes.process import Process, check_levels
+from sdegen.processes.process import check_levels
 from sdegen.processes.sde import SDE
+from sdegen.solvers.base import Solver
 from sdegen.solvers.frames import TIME
 
 
+@strict_keywords
 @dataclass(frozen=True)
-class PI:
+class PI(Control):
     """Adaptive steps to a tolerance, each sample by its own errors: a controller for solvers with an error estimate.
 
     tol: the error at the end relative to the scale of the data, as the root of the mean square over a sample's
@@ -36,7 +39,7 @@ class PI:
     t_max to t_min by default. safety: a factor on each step, the solver's own by default. pcoeff, icoeff, dcoeff: see
     the module. min_factor, max_factor: by which a step may change. first_step, max_step: in the clock of the solver's
     frame. max_jump: how far a step may go in log-SNR, a guard against tolerances so loose that steps pass over all
-    structure: by default half a unit per evaluation, and 1 for `sd.Adams` (on a general SDE: an eighth of the span).
+    structure: by default half a unit per evaluation, and 1 for Adams (on a general SDE: an eighth of the span).
     max_attempts: after which a sample ends with `Status.MAX_STEPS`. chunk: attempts between two looks at which samples
     are done, each of which waits for the device (1 on a CPU, else 8). fixed_shapes: leave finished samples in the
     batch, frozen, so that shapes never change.
@@ -45,6 +48,7 @@ class PI:
     range; a tolerance below 100 roundings of x's dtype is raised to that, with a warning.
     """
 
+    adaptive = True
     tol: float | None = None
     rtol: float | None = None
     atol: float | None = None
@@ -66,7 +70,7 @@ class PI:
 
     def __post_init__(self) -> None:
         for name in ("tol", "rtol", "atol"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is not None and not (number and 0 <= value < math.inf):
                 raise InvalidArgumentError(f"{name} must be a finite number >= 0 (tol > 0), got {value!r}")
@@ -76,7 +80,7 @@ class PI:
         if (self.tol == 0.0) or (classic and (self.rtol or 0.0) + (self.atol or 0.0) == 0.0):
             raise InvalidArgumentError("no error at all cannot be had: tol, or rtol + atol, must be > 0")
         for name in ("sigma_data", "safety", "first_step", "max_step", "max_jump", "max_factor", "min_factor"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise InvalidArgumentError(f"{name} must be a positive finite number, got {value!r}")
         if not self.min_factor < 1 < self.max_factor:
@@ -84,7 +88,7 @@ class PI:
                 f"min_factor < 1 < max_factor is needed, got {self.min_factor} and {self.max_factor}"
             )
         for name in ("max_attempts", "chunk"):
-            count = getattr(self, name)
+            count = vars(self)[name]
             if count is not None and not (type(count) is int and count >= 1):
                 raise InvalidArgumentError(f"{name} must be a whole number >= 1, got {count!r}")
 
@@ -95,21 +99,21 @@ class PI:
             process.t_min if self.end is None else float(self.end),
         )
 
-    def towards_data(self, process: SDE) -> bool:
+    def runs_down(self, process: SDE) -> bool:
         """Whether time runs down."""
         start, end = self.ends(process)
         return start > end
 
-    def bind(self, solver: Any, process: SDE, dtype: torch.dtype) -> Adaptive:
+    def bind(self, solver: Solver, process: Any, dtype: torch.dtype) -> Adaptive:
         """The controller of a solve with this solver on this process, states of this dtype.
 
         Raises InvalidArgumentError for a solver without an error estimate, and for a start or end outside of the span.
         """
-        if hasattr(solver, "planned"):
+        if solver.own_steps is not None:
             raise InvalidArgumentError(
                 f"{type(solver).__name__} has steps or tolerances of its own: give it times, not a PI"
             )
-        if not getattr(solver, "adaptive", False):
+        if not solver.adaptive:
             raise InvalidArgumentError(
                 f"{solver} has no error estimate to adapt steps to: use sd.adams(), sd.dopri5(), sd.tsit5() or another "
                 "pair, sd.adaptive_heun() or sd.adams(eta=1.0) with noise; or give steps instead of a tolerance"
@@ -117,24 +121,24 @@ class PI:
         first, last = (process.level(t) for t in self._checked_ends(process))
         classic = self.rtol is not None or self.atol is not None
         rtol, atol = self._local(dtype)
-        frame = getattr(solver, "frame", TIME)
-        scale = self.sigma_data or getattr(frame, "sigma_data", 1.0)
-        share = 1.0 if classic else getattr(solver, "share", 0.5)
+        frame = solver.clock_frame or TIME
+        scale = self.sigma_data or frame.data_scale
+        share = 1.0 if classic else solver.tol_share
         return Adaptive(
             replace(
                 self,
-                safety=self.safety or getattr(solver, "safety", 0.9),
-                max_jump=self.max_jump or getattr(solver, "jump", 1.0),
+                safety=self.safety or solver.safety,
+                max_jump=self.max_jump or solver.max_jump,
             ),
             frame,
             first,
             last,
             share * rtol,
             share * atol,
-            scale if isinstance(process, Process) and not classic else None,
+            scale if process.gaussian and not classic else None,
         )
 
-    def _checked_ends(self, process: SDE) -> tuple[float, float]:
+    def _checked_ends(self, process: Any) -> tuple[float, float]:
         """The ends, inside of the span and with a signal and noise on a Process."""
         ends = self.ends(process)
         for name, t in zip(("start", "end"), ends):
@@ -144,7 +148,7 @@ class PI:
                 )
         if ends[0] == ends[1]:
             raise InvalidArgumentError(f"start and end must differ, got {ends[0]:g} twice")
-        if isinstance(process, Process):
+        if process.gaussian:
             check_levels(process, process.level(torch.tensor(ends, dtype=torch.float64)))
         return ends
 

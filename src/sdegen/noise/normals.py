@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, SupportsIndex, TypeAlias, overload
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
 from sdegen.tensors import readable
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ Words: TypeAlias = tuple[Word, Word, Word, Word]
 
 _MASK = 0xFFFFFFFF
 _BLOCKS = 1 << 15
+_FEW = 1 << 10
 # M - 2^32 for Philox's M0 and M1: a product M c can pass 2^63, and compiled code may assume that int64 never overflows
 # (inductor's C++ did, and dropped masks); (M - 2^32) c cannot, has the same low word, and a high word smaller by c.
 _MULTIPLIERS = 0xD2511F53 - (1 << 32), 0xCD9E8D57 - (1 << 32)
@@ -55,16 +56,23 @@ def philox(key: tuple[Word, Word], counter: Words) -> Words:
     """
     # The masks change no value; they also keep inductor from folding M into an index, whose steps it holds in 32 bits.
     c0, c1, c2, c3 = counter[0] & _MASK, counter[1], counter[2] & _MASK, counter[3]
+    large = False
+    for word in (*key, *counter):
+        large = large or (isinstance(word, Tensor) and word.numel() > _FEW)
     for i in range(10):
         # Only c0 and c2 are multiplied next, so only they must be clean 32-bit words: c1, c3 and the keys carry rubbish
         # above bit 31 until a mask.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         k0, k1 = key[0] + i * _WEYL[0], key[1] + i * _WEYL[1]
-        c0, c1, c2, c3 = _high(p1, c2, c1 ^ k0), p1, _high(p0, c0, c3 ^ k1), p0
+        if large:
+            c0, c1, c2, c3 = _high(p1, c2, c1 ^ k0), p1, _high(p0, c0, c3 ^ k1), p0
+        else:
+            c0, c1, c2, c3 = ((p1 >> 32) + c2 ^ c1 ^ k0) & _MASK, p1, ((p0 >> 32) + c0 ^ c3 ^ k1) & _MASK, p0
     return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 def _high(product: Word, factor: Word, word: Word) -> Word:
+    """`(product >> 32) + factor ^ word` without more memory than it needs, for many words."""
     if isinstance(product, int):
         return (((product >> 32) + factor) ^ word) & _MASK
     # In place where shapes allow: fresh memory costs more than the arithmetic.
@@ -212,6 +220,7 @@ class NoiseSource(Protocol):
         ...
 
 
+@strict_keywords
 @dataclass(frozen=True, eq=False)
 class White:
     """White noise: fresh unit normals for every (sample seed, now.t, next.t, tag), independent across all four.

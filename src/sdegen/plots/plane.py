@@ -14,7 +14,7 @@ from sdegen.errors import InvalidTypeError
 from sdegen.level import Level, check_level
 from sdegen.plots.inputs import Law, check_law, log_density, mesh, span_of
 from sdegen.plots.style import INK, figure, headed, look, plain, shades
-from sdegen.scores.model import ScoreModel, network, place
+from sdegen.scores.model import ScoreModel, place
 from sdegen.tensors import batch_time, call_score
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _inner(box: tuple[float, float, float, float], n: int) -> tuple[float, float
 def _score(score: Score, x: Tensor, level: Level) -> Tensor:
     if isinstance(score, ScoreModel) or hasattr(score, "process"):
         model: Any = score
-        dtype = x.dtype if network(model) is None else place(model, None, None)[0]
+        dtype = x.dtype if model.module is None else place(model, None, None)[0]
         return model(x.to(dtype), level, "score")  # type: ignore[no-any-return]
     return call_score(score, x, batch_time(level.t, x))
 

@@ -62,6 +62,7 @@ class LinearSDE(SDE):
     Source: Van Loan (1978) for Q; Särkkä and Solin (2019), sec. 6.1-6.2.
     """
 
+    exact_transitions = True
     A: Any
     B: Any
     beta: Rate = 1.0
@@ -161,9 +162,10 @@ class LinearSDE(SDE):
         z = noises.normals(seeds, tuple(shape), (0, 0, 0, 0), dtype=dtype)
         return self._act(_root(cov), z)
 
-    def _forward_step(self, x: Tensor, now: Level, next: Level, noise: noises.NoiseSource) -> Tensor:
+    def transit(self, x: Tensor, now: Level, next: Level, z: Tensor) -> Tensor:
+        """`Phi x + Q^(1/2) z`."""
         step, Q = self.series(self.clock(next.t, now.t))
-        return self._act(step, x) + self._act(_root(Q), noise(x, now, next))
+        return self._act(step, x) + self._act(_root(Q), z)
 
     def marginal(self, mixture: GaussianMixture, t: Tensor | float) -> GaussianMixture:
         """The law at one time t `[]` of what the mixture is at t_min, itself a mixture, with full covariances."""

@@ -29,6 +29,8 @@ class Process(SDE):
 
     t_min: float = 1e-3
     noise_type = "diagonal"
+    gaussian = True
+    exact_transitions = True
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -149,9 +151,10 @@ class Process(SDE):
         """`transition` without its check, for the inside of loops."""
         return next.alpha / now.alpha, next.sigma * torch.sqrt(-torch.expm1(2 * (next.lam - now.lam)))
 
-    def _forward_step(self, x: Tensor, now: Level, next: Level, noise: noises.NoiseSource) -> Tensor:
+    def transit(self, x: Tensor, now: Level, next: Level, z: Tensor) -> Tensor:
+        """`a x + s z` by the forward kernel."""
         a, s = self.kernel(now, next)
-        return like(a, x) * x + like(s, x) * noise(x, now, next)
+        return like(a, x) * x + like(s, x) * z
 
     @staticmethod
     def from_functions(  # type: ignore[override]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level, check_span
 from sdegen.tensors import (
@@ -18,16 +17,15 @@ from sdegen.tensors import (
     batch_time,
     call_score,
     check_diffusion,
-    diffuse,
     expect_like,
     gram,
     like,
-    noise_like,
+    module_behind,
+    named,
 )
 
 if TYPE_CHECKING:
     from sdegen.scores.model import Model
-    from sdegen.solvers.base import Solver
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -41,6 +39,10 @@ class SDE(ABC):
 
     t_min: float = 0.0
     t_max: float = 1.0
+    gaussian: ClassVar[bool] = False
+    """Whether it is linear-Gaussian, `x_t = alpha data + sigma noise` with alpha and sigma at every level."""
+    exact_transitions: ClassVar[bool] = False
+    """Whether `transit` knows the law of a later level given x now."""
     noise_type: ClassVar[str] = "general"
     """torchsde's name for what `diffusion` returns: 'diagonal' where it is scalar or diagonal; 'general' is any."""
 
@@ -103,44 +105,9 @@ class SDE(ABC):
         """This SDE as a model that `solve` runs through increasing times."""
         return ForwardSDE(self)
 
-    def forward(
-        self,
-        x: Tensor,
-        times: Tensor | Sequence[float],
-        *,
-        seed: int = 0,
-        noise: noises.NoiseSource | None = None,
-        solver: Solver | None = None,
-    ) -> Tensor:
-        """A path `[n + 1, B, *S]` of the forward SDE through increasing `times` `[n + 1]`, from x at `times[0]`.
-
-        solver: one that steps in t, such as `milstein()`; by default Euler-Maruyama on a general SDE, and the exact
-        transitions of a `Process` or a `LinearSDE`. Noise is per sample (`seed`), or from a source. Raises
-        InvalidArgumentError on times that do not increase inside the span.
-        """
-        times = as_time(times)
-        low, high = float(times.min()), float(times.max())
-        if times.ndim != 1 or not bool((times.diff() > 0).all()) or low < self.t_min or high > self.t_max:
-            raise InvalidArgumentError(
-                f"times must increase strictly inside the span [{self.t_min:g}, {self.t_max:g}], got {times.tolist()}"
-            )
-        noise = noise or noises.White(noises.seeds(seed, x.shape[0], device=x.device))
-        path, model = [x], ForwardSDE(self)
-        carry = solver.init(model, x, self.level(times[0])) if solver else None
-        for now, next in zip(map(self.level, times[:-1]), map(self.level, times[1:])):
-            if solver:
-                step = solver.step(model, path[-1], now, next, carry, noise)
-                carry = step.carry
-                path.append(step.x)
-            else:
-                path.append(self._forward_step(path[-1], now, next, noise))
-        return torch.stack(path)
-
-    def _forward_step(self, x: Tensor, now: Level, next: Level, noise: noises.NoiseSource) -> Tensor:
-        h = next.t - now.t
-        g = self.diffusion(x, now.t)
-        kick = diffuse(g, noise(noise_like(g, x), now, next), x)
-        return x + like(h, x) * self.drift(x, now.t) + like(h.sqrt(), x) * kick
+    def transit(self, x: Tensor, now: Level, next: Level, z: Tensor) -> Tensor:
+        """x `[B, *S]` at a later level by the exact transition from now, z unit normals `[B, *S]`."""
+        raise InvalidTypeError(f"the transitions of {self} are not known: step with euler_maruyama()")
 
     @staticmethod
     def from_functions(
@@ -182,8 +149,21 @@ class _FunctionSDE(SDE):
         return self.draw(seeds, shape) if self.draw else super().prior(seeds, shape)
 
     def __repr__(self) -> str:
-        names = ", ".join(getattr(f, "__name__", repr(f)) for f in (self.f, self.g))
+        names = ", ".join(map(named, (self.f, self.g)))
         return f"SDE.from_functions({names}, t_min={self.t_min:g}, t_max={self.t_max:g})"
+
+
+class ExactScore(ABC):
+    """A score callable that takes times `[]` or `[B]` in float64, and lies on a device of its own."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where its numbers lie."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The score `[B, *S]`, in x's dtype."""
 
 
 @dataclass(frozen=True)
@@ -200,14 +180,44 @@ class ReverseSDE:
     sde: SDE
     score: Model | Field
     eta: float = 1.0
+    answers: ClassVar[bool] = False
+    """Whether it answers predictions at a level, as a score model does; here drift and diffusion are all there is."""
+    runs_forward: ClassVar[bool] = False
+    """Whether time runs up, from data to noise."""
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
         if not callable(self.score):
             raise InvalidTypeError(f"score must be a ScoreModel or a callable (x, t) -> score, got {self.score!r}")
-        owner = getattr(self.score, "process", self.sde)
+        owner = self._predictor.process if self._predictor is not None else self.sde
         if owner is not self.sde and owner != self.sde:
             raise InvalidArgumentError(f"the score model belongs to {owner}, not to {self.sde}; build it on this SDE")
+
+    @property
+    def _predictor(self) -> Model | None:
+        """The score where it is a model, None where it is a callable."""
+        return self.score if getattr(self.score, "answers", False) else None  # type: ignore[return-value]
+
+    @property
+    def module(self) -> torch.nn.Module | None:
+        """The `torch.nn.Module` behind the score, if there is one."""
+        return module_behind(self.score) if self._predictor is None else self._predictor.module
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the score answers, where no module says so."""
+        if self._predictor is not None:
+            return self._predictor.device
+        return self.score.device if isinstance(self.score, ExactScore) else None
+
+    def rows(self, index: Tensor) -> ReverseSDE:
+        """The same for the samples `index` `[b]` of the model's per-sample conditions."""
+        return self if self._predictor is None else replace(self, score=self._predictor.rows(index))
+
+    def check_batch(self, n: int) -> None:
+        """The model's own check of its per-sample conditions."""
+        if self._predictor is not None:
+            self._predictor.check_batch(n)
 
     @property
     def process(self) -> SDE:
@@ -220,12 +230,10 @@ class ReverseSDE:
 
     def score_at(self, x: Tensor, t: Tensor) -> Tensor:
         """The score `[B, *S]` at x `[B, *S]` and t `[]` or `[B]`."""
-        if hasattr(self.score, "process"):
-            model: Any = self.score
-            answer: Tensor = model(x, self.sde.level(t))
-            return answer
-        exact = getattr(self.score, "any_time", False)  # no need then of one time per row, rounded to x's dtype
-        return call_score(self.score, x, t if exact else batch_time(t, x))
+        if self._predictor is not None:
+            return self._predictor(x, self.sde.level(t))
+        # an exact score needs no time per row, rounded to x's dtype
+        return call_score(self.score, x, t if isinstance(self.score, ExactScore) else batch_time(t, x))
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """`f - (1 + eta^2)/2 (div(g g^T) + g g^T score)` `[B, *S]`, for time running down."""
@@ -272,6 +280,7 @@ class ForwardSDE(ReverseSDE):
 
     score: Any = field(default=None, init=False, repr=False)
     eta: float = field(default=1.0, init=False, repr=False)
+    runs_forward: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.sde, SDE):

@@ -152,7 +152,7 @@ class Covariances(ABC):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Covariances:
         """The same kind with `function` applied to its tensors."""
-        return replace(self, **{f.name: function(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var,arg-type]
+        return replace(self, **{f.name: function(vars(self)[f.name]) for f in fields(self)})  # type: ignore[type-var,arg-type]
 
 
 def _blocks(x: Tensor, count: int) -> tuple[int, int]:

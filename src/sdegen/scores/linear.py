@@ -10,25 +10,28 @@ import torch
 from torch import Tensor
 
 from sdegen.processes.linear import LinearSDE, Series
+from sdegen.processes.sde import ExactScore
 from sdegen.tensors import as_time
 
 if TYPE_CHECKING:
     from sdegen.scores.mixtures import GaussianMixture
 
 
-class LinearScore:
+class LinearScore(ExactScore):
     """The exact score `(x [B, *S], t [] or [B]) -> [B, *S]` of a mixture's law under a `LinearSDE`, and its density.
 
     Mixtures of isotropic components, or of variances that differ from block to block only, cost D0 x D0 matrices, all
     others D x D. Float64 inside. Raises InvalidArgumentError for mixtures of samples that A does not fit.
     """
 
-    any_time = True
-    """Takes times `[]` and in float64."""
-
     def __init__(self, sde: LinearSDE, mixture: GaussianMixture) -> None:
         self.sde, self.mixture = sde, mixture
         self._law = _Law.of(sde, mixture)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the mixture lies."""
+        return self.mixture.means.device
 
     def __repr__(self) -> str:
         return f"LinearScore({self.mixture!r})"

@@ -357,6 +357,14 @@ class Gaussian(GaussianMixture):
 class MixtureScore(ScoreModel):
     """The exact score model of a mixture under a process; made by `GaussianMixture.score`."""
 
+    linear = False
+    exact = True
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where the mixture lies."""
+        return self.mixture.means.device
+
     def __init__(self, process: Process, mixture: GaussianMixture) -> None:
         super().__init__(process, functools.partial(_score_net, process, mixture), "score")
         self.mixture = mixture

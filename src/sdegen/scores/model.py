@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,10 +25,11 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, unknown_keywords, warn_caller
 from sdegen.level import Level, check_level
 from sdegen.processes.process import Process
-from sdegen.tensors import batch_time, call_score, combine
+from sdegen.tensors import batch_time, call_score, combine, module_behind, named
 
 Want = str | tuple[Tensor, Tensor]
 TimeMap = Callable[[Level], Tensor]
+Predicts = Literal["score", "noise", "data", "v", "velocity", "edm", "energy"]
 
 
 def plane(process: Process, level: Level, want: Want) -> tuple[Tensor, Tensor]:
@@ -87,7 +90,125 @@ class index_time:  # noqa: N801 - used as a function: time=index_time(1000)
         return level.t * self.steps - 1
 
 
-class ScoreModel:
+class Model(ABC):
+    """What a solver asks for predictions: a score model, or anything that answers like one.
+
+    A subclass has a `process` and writes `__call__`; the rest has defaults.
+    """
+
+    process: Process
+    """The process whose levels it is asked at."""
+    answers: ClassVar[bool] = True
+    """Whether it answers predictions at a level; a `ReverseSDE` has its drift and diffusion alone."""
+    linear: ClassVar[bool] = False
+    """Whether every prediction is linear in x and `raw(x, level)`, with the numbers that `coefficients` gives."""
+    exact: ClassVar[bool] = False
+    """Whether it is the exact score of a law, whose states are worth float64."""
+    runs_forward: ClassVar[bool] = False
+    """Whether time runs up, as for a `ForwardSDE`."""
+    eta: ClassVar[Any] = None
+    """The noise that a drift was made for; a model serves every amount."""
+    condition: Mapping[str, Any] = MappingProxyType({})
+    """The conditions, by name."""
+    module: torch.nn.Module | None = None
+    """The `torch.nn.Module` behind it, if there is one: it has the dtype, device and training mode."""
+    device: torch.device | None = None
+    """Where it answers, where no module says so."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
+        """The prediction `want` `[B, *S]`, a name or a pair `(p, q)`, at x `[B, *S]` and a level `[]` or `[B]`."""
+
+    def rows(self, index: Tensor) -> Model:
+        """The same model for the samples `index` `[b]` of its per-sample conditions."""
+        return self
+
+    def check_batch(self, n: int) -> None:  # noqa: B027 - without conditions there is nothing to check
+        """Raises InvalidArgumentError unless every per-sample condition is for n samples, or one for all."""
+
+
+class ModelMap(Model):
+    """A model made of models: what it does not say for itself is theirs."""
+
+    def __init__(self, *models: Model) -> None:
+        self.models = models
+
+    @property
+    def process(self) -> Process:  # type: ignore[override]
+        """The models' process."""
+        return self.models[0].process
+
+    @property
+    def condition(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The conditions of all, the first model's before the others'."""
+        return {name: value for model in reversed(self.models) for name, value in model.condition.items()}
+
+    @property
+    def module(self) -> torch.nn.Module | None:  # type: ignore[override]
+        """The first module behind one of them."""
+        return next((found for model in self.models if (found := model.module) is not None), None)
+
+    @property
+    def device(self) -> torch.device | None:  # type: ignore[override]
+        """Where the first one answers."""
+        return self.models[0].device
+
+    def rows(self, index: Tensor) -> ModelMap:
+        """The same map of the models for the samples `index` `[b]`."""
+        part = copy.copy(self)
+        part.models = tuple(model.rows(index) for model in self.models)
+        return part
+
+    def check_batch(self, n: int) -> None:
+        """Every model's own check."""
+        for model in self.models:
+            model.check_batch(n)
+
+
+class PreviewModel(ModelMap):
+    """A model that remembers its last evaluation, to show the data predicted there at no further one."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.linear = model.linear  # type: ignore[misc]
+        self._last: Callable[[], Tensor] | None = None
+
+    def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
+        """The model's prediction."""
+        (model,) = self.models
+        answer = model(x, level, want)
+
+        def data() -> Tensor:
+            c_x, c_answer = convert(level, plane(model.process, level, want), plane(model.process, level, "data"))
+            return combine((c_x, x), (c_answer, answer)).to(x.dtype)
+
+        self._last = data
+        return answer
+
+    def coefficients(self, level: Level, want: Want) -> tuple[Tensor, Tensor]:
+        """The model's, where it is linear."""
+        model: Any = self.models[0]
+        found: tuple[Tensor, Tensor] = model.coefficients(level, want)
+        return found
+
+    def raw(self, x: Tensor, level: Level) -> Tensor:
+        """A linear model's raw output."""
+        model: Any = self.models[0]
+        answer: Tensor = model.raw(x, level)
+
+        def data() -> Tensor:
+            c_x, c_raw = model.coefficients(level, "data")
+            return combine((c_x, x), (c_raw, answer)).to(x.dtype)
+
+        self._last = data
+        return answer
+
+    def preview(self) -> Tensor | None:
+        """The predicted data at the last evaluation `[B, *S]`, None before the first."""
+        return None if self._last is None else self._last()
+
+
+class ScoreModel(Model):
     """A network, what it predicts and how it takes time; answers any prediction at any level of its process.
 
     `net(x [B, *S], time [B], **condition) -> [B, *S]`, time being `time(level)` on x's device and in x's dtype (or
@@ -103,11 +224,18 @@ class ScoreModel:
     A prediction for a half-precision x is returned in float32 where it had to be converted.
     """
 
+    linear = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls) and "linear" not in vars(cls):
+            cls.linear = False  # its answers are its own, and no longer linear in `raw` by this class's numbers
+
     def __init__(
         self,
         process: Process,
         net: Callable[..., Any],
-        predicts: str | Callable[[Process, Level], tuple[Tensor, Tensor]] = "score",
+        predicts: Predicts | Callable[[Process, Level], tuple[Tensor, Tensor]] = "score",
         *,
         time: TimeMap | None = None,
         sigma_data: float = 0.5,
@@ -157,10 +285,10 @@ class ScoreModel:
 
     def coefficients(self, level: Level, want: Want) -> tuple[Tensor, Tensor]:
         """`(c_x, c_raw)` with `want = c_x x + c_raw raw(x, level)`, of the level's shape."""
-        return convert(level, self._known(level), plane(self.process, level, want))
+        return convert(level, self.pair(level), plane(self.process, level, want))
 
-    def _known(self, level: Level) -> tuple[Tensor, Tensor]:
-        """The pair of the network's own output."""
+    def pair(self, level: Level) -> tuple[Tensor, Tensor]:
+        """The pair `(p, q)` of the network's own output, `p data + q noise`; for 'energy' that of the score."""
         if callable(self.predicts):
             return self.predicts(self.process, level)
         if self.predicts == "energy":
@@ -178,7 +306,9 @@ class ScoreModel:
         if not isinstance(value, Tensor):
             raise InvalidTypeError(f"time(level) must return a tensor like level.t, got {value!r}")
         time = batch_time(value, x, self.time_dtype)
-        condition = {name: _per_sample(name, value, x.shape[0]) for name, value in self.condition.items()}
+        condition = self.condition
+        if condition:
+            condition = {name: _per_sample(name, value, x.shape[0]) for name, value in condition.items()}
         if self.predicts == "energy":
             return self._force(x, time, condition)
         if self.predicts == "edm":
@@ -186,7 +316,7 @@ class ScoreModel:
             x = combine((c_in, x)).to(x.dtype)
         return call_score(self.net, x, time, condition, cast=self.cast)
 
-    def _force(self, x: Tensor, time: Tensor, condition: dict[str, Any]) -> Tensor:
+    def _force(self, x: Tensor, time: Tensor, condition: Mapping[str, Any]) -> Tensor:
         keep = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             at = x if x.requires_grad else x.detach().clone().requires_grad_()
@@ -201,7 +331,7 @@ class ScoreModel:
             _per_sample(name, value, n)
 
     def __repr__(self) -> str:
-        net = type(self.net).__name__ if self.module is not None else getattr(self.net, "__name__", repr(self.net))
+        net = type(self.net).__name__ if self.module is not None else named(self.net)
         return f"{type(self).__name__}({self.process}, {net}, predicts={self.predicts!r})"
 
     def rows(self, index: Tensor) -> ScoreModel:
@@ -214,12 +344,9 @@ class ScoreModel:
         return part
 
     @property
-    def module(self) -> torch.nn.Module | None:
+    def module(self) -> torch.nn.Module | None:  # type: ignore[override]
         """The `torch.nn.Module` behind `net`, if there is one: it has the dtype, device and training mode."""
-        for candidate in (self.net, getattr(self.net, "__self__", None), getattr(self.net, "func", None)):
-            if isinstance(candidate, torch.nn.Module):
-                return candidate
-        return None
+        return module_behind(self.net)
 
 
 def _is_per_sample(value: Any) -> bool:
@@ -237,18 +364,9 @@ def _per_sample(name: str, value: Any, batch: int) -> Any:
     )
 
 
-class Model(Protocol):
-    """What a solver asks for predictions: a score model, or anything that answers like one."""
-
-    @property
-    def process(self) -> Process: ...
-
-    def __call__(self, x: Tensor, level: Level, want: str | tuple[Tensor, Tensor] = "score") -> Tensor: ...
-
-
 def warn_if_training(model: Any) -> None:
     """One warning for a network in training mode: dropout and batch norm would make the samples noisy and coupled."""
-    net = network(model)
+    net = model.module
     if net is not None and any(part.training for part in net.modules()):
         warn_caller(
             f"the network {type(net).__name__} is in training mode, so dropout and batch norm are active; "
@@ -256,22 +374,14 @@ def warn_if_training(model: Any) -> None:
         )
 
 
-def network(model: Any) -> torch.nn.Module | None:
-    """The module behind a score model or the score of a ReverseSDE, if there is one."""
-    source = getattr(model, "score", model)
-    found = source if isinstance(source, torch.nn.Module) else getattr(source, "module", None)
-    return found if isinstance(found, torch.nn.Module) else None
-
-
 def place(model: Any, dtype: Any, device: torch.device | str | None) -> tuple[torch.dtype, torch.device]:
     """Where and in what precision the states live: the caller's word, else the network's parameters."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InvalidTypeError(f"dtype must be a floating torch.dtype such as torch.float32, got {dtype!r}")
-    net = network(model)
+    net = model.module
     weights = [] if net is None else [p for p in net.parameters() if p.is_floating_point()][:1]
     if weights:
         own_dtype, own_device = weights[0].dtype, weights[0].device
     else:
-        mixture = getattr(getattr(model, "score", model), "mixture", None)
-        own_dtype, own_device = torch.float32, torch.device("cpu") if mixture is None else mixture.means.device
+        own_dtype, own_device = torch.float32, model.device or torch.device("cpu")
     return dtype or own_dtype, own_device if device is None else torch.device(device)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.grids import Grid, angular
 from sdegen.level import Level
 from sdegen.noise.normals import NoiseSource
-from sdegen.processes.process import Process
 from sdegen.processes.sde import SDE, check_eta
-from sdegen.solvers.base import OneStep, Reverse, Step, check_reverse, draw
-from sdegen.solvers.frames import ANGLE, TIME, Frame, check_frame, log_snr, refuse_grouped
+from sdegen.solvers.base import Norm, Reverse, Solver, Step, check_reverse
+from sdegen.solvers.frame import Frame, ask, check_frame, refuse_grouped
+from sdegen.solvers.frames import ANGLE, log_snr
 from sdegen.solvers.quadrature import FAR, newton
-from sdegen.solvers.starting import Norm, starting_step
+from sdegen.solvers.starting import starting_step
+from sdegen.solvers.table import Leg, Past, needed, run
 from sdegen.tensors import combine, power, readable, widen
 
 _ANGLE = ANGLE(variable=log_snr)
@@ -45,8 +46,9 @@ class _Inner(NamedTuple):
     order: Tensor
 
 
+@strict_keywords
 @dataclass(frozen=True)
-class Adams(OneStep):
+class Adams(Solver):
     r"""Exponential Adams predictor-corrector of variable step and order, one evaluation per attempt (PEC).
 
     From now to next the predictor of order q goes through the last q values of N; N is evaluated there, once, and the
@@ -63,8 +65,6 @@ class Adams(OneStep):
     InvalidArgumentError for an order outside 1..7, a bad eta, and frames with several clocks.
     """
 
-    safety: ClassVar[float] = 0.6
-    """The factor on an adaptive step: below it, attempts that fail cost more than long steps save."""
     order: int = 6
     frame: Frame = _ANGLE
     eta: float = 0.0
@@ -79,7 +79,7 @@ class Adams(OneStep):
         refuse_grouped(self, self.frame)
 
     @property
-    def primes(self) -> int:
+    def init_evals(self) -> int:
         """One network evaluation before the first step."""
         return 1
 
@@ -99,9 +99,24 @@ class Adams(OneStep):
         return True
 
     @property
-    def share(self) -> float:
+    def dense(self) -> bool:
+        """By the step's own polynomial, without noise."""
+        return not self.stochastic
+
+    @property
+    def clock_frame(self) -> Frame:
+        """The frame."""
+        return self.frame
+
+    @property
+    def safety(self) -> float:
+        """Below it, attempts that fail cost more than long steps save."""
+        return 0.6
+
+    @property
+    def tol_share(self) -> float:
         """What a step's error may be of a tolerance for the error at the end; measured, docs/adaptive.md."""
-        return 0.8 if isinstance(self.frame, type(ANGLE)) and self.frame.variable is not None else 0.1
+        return self.frame.tol_share
 
     @property
     def convergence(self) -> int:
@@ -113,19 +128,19 @@ class Adams(OneStep):
         """Data on which one step is exact: those of the frame, for eta > 0 where its linear part holds the noise."""
         return self.frame.exact if not self.stochastic or self.frame.lawful else ()
 
-    def measured(self, norm: Norm) -> Adams:
+    def with_norm(self, norm: Norm) -> Adams:
         """The same method, choosing its order by the sizes of errors that `norm` says."""
         return replace(self, norm=norm)
 
-    def clock(self, process: Process) -> Callable[[Level], Tensor] | None:
+    def noise_clock(self, process: Any) -> Callable[[Level], Tensor] | None:
         """The clock in which the noise gathered from t_max on is a Brownian motion, None for that of time.
 
         Over a step Y gathers `int e^{a (tau_next - tau)} g dw`, so `int e^{-a tau} g dw` has no memory of the step, and
         its variance up to a level is `(spread(first, level) e^{-a tau(level)} / scale(level))^2`.
         """
-        frame, eta, first = self.frame, self.eta, process.level(process.t_max)
-        if isinstance(frame, type(TIME)):
+        if self.frame.timed:
             return None
+        frame, eta, first = self.frame, self.eta, process.level(process.t_max)
 
         def variance(level: Level) -> Tensor:
             start = Level(*(v.to(level.t.device) for v in first))
@@ -134,8 +149,11 @@ class Adams(OneStep):
 
         return variance
 
-    def blank(self, model: Reverse, x: Tensor, now: Level) -> Nodes:
+    def blank(self, model: Reverse, x: Tensor, now: Level) -> Nodes | None:
         """A past without values, for x `[B, *S]`; a step of no length then only evaluates N."""
+        return self._empty(model, x, now) if model.process.gaussian else None
+
+    def _empty(self, model: Reverse, x: Tensor, now: Level) -> Nodes:
         check_reverse(self, model, self.eta)
         far = FAR * torch.arange(1, self.order + 1, dtype=torch.float64, device=now.t.device)
         none = torch.zeros_like(now.t, dtype=torch.int64)
@@ -144,10 +162,32 @@ class Adams(OneStep):
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> Nodes:
         """N at now, and nothing before it."""
-        blank = self.blank(model, x, now)
-        value = self.frame.field(model, x, now, self.eta, unit=True)
-        at = torch.cat([self.frame.coordinate(now)[..., None], blank.at[..., 1:]], -1)
-        return Nodes(at, (value, *blank.values[1:]), blank.known + 1, blank.order + 1)
+        empty = self._empty(model, x, now)
+        value = widen(ask(model, x, now, self.frame.unit_asked(model, now, self.eta)))
+        at = torch.cat([self.frame.coordinate(now)[..., None], empty.at[..., 1:]], -1)
+        return Nodes(at, (value, *empty.values[1:]), empty.known + 1, empty.order + 1)
+
+    def _legs(self, model: Any, now: Level, next: Level, past: Nodes) -> tuple[list[Leg], Tensor, Tensor]:
+        """The legs, the corrector's nodes, and its weights term by term."""
+        frame, still = self.frame, now.t == next.t
+        decay, terms = newton(frame, self.eta, now, next, past.at, unit=True)
+        count = torch.arange(terms.shape[-1] + 1, device=past.at.device)
+        ahead = (terms * (count[:-1] < past.order[..., None])[..., None, :]).sum(-1)
+        # a row that stands still would have two nodes in one place
+        here = torch.where(still, frame.coordinate(now) + 1, frame.coordinate(next))
+        at = torch.cat([here[..., None], past.at], -1)
+        terms = newton(frame, self.eta, now, next, at, unit=True)[1]
+        terms = torch.where(still[..., None, None], 0.0, terms)
+        weights = (terms * (count <= past.order[..., None])[..., None, :]).sum(-1)
+        spread: Any = 0.0
+        if self.stochastic:
+            spread = torch.where(still, 0.0, frame.spread(model.process, now, next, self.eta))
+        want = frame.unit_asked(model, next, self.eta)
+        legs = [
+            Leg(now, None, decay, ahead.unbind(-1), (), 1.0, spread, self.stochastic),
+            Leg(next, want, decay, weights.unbind(-1)),
+        ]
+        return legs, at, terms
 
     def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Nodes, noise: NoiseSource | None) -> Step:
         """Predict x at `next`, evaluate N there, correct x with it."""
@@ -156,28 +196,13 @@ class Adams(OneStep):
                 f"the history holds values of shape {list(carry.values[0].shape)} and x has {list(x.shape)}: "
                 "start anew with init() when the batch changes"
             )
-        frame = self.frame
-        still = now.t == next.t
-        kick = self._kick(model, x, now, next, still, noise)
         used = self._used(carry.order)
-        past_at, past_values = carry.at[..., :used], carry.values[:used]
-        decay, terms = newton(frame, self.eta, now, next, past_at, unit=True)
-        count = torch.arange(used + 1, device=carry.at.device)
-        ahead = (terms * (count[:-1] < carry.order[..., None])[..., None, :]).sum(-1)
-        guess = _through(decay, x, ahead, past_values)
-        guess = guess if kick is None else guess + kick
-        value = frame.field(model, guess.to(x.dtype), next, self.eta, unit=True)
-        # a row that stands still would have two nodes in one place
-        here = torch.where(still, frame.coordinate(now) + 1, frame.coordinate(next))
-        at, values = torch.cat([here[..., None], past_at], -1), (value, *past_values)
-        terms = newton(frame, self.eta, now, next, at, unit=True)[1]
-        terms = torch.where(still[..., None, None], 0.0, terms)
-        weights = (terms * (count <= carry.order[..., None])[..., None, :]).sum(-1)
-        out = _through(decay, x, weights, values)
-        out = out if kick is None else out + kick
+        recent = carry._replace(at=carry.at[..., :used], values=carry.values[:used])
+        legs, at, terms = self._legs(model, now, next, recent)
+        out, values, _, _ = run(legs, model, x, Past(None, recent.values), needed(noise, self), next)
         known = torch.clamp(carry.known + 1, max=self.order)
-        moved = torch.cat([frame.coordinate(next)[..., None], carry.at[..., :-1]], -1)
-        past = Nodes(moved, (value, *carry.values[:-1]), known, known.clone())
+        moved = torch.cat([self.frame.coordinate(next)[..., None], carry.at[..., :-1]], -1)
+        past = Nodes(moved, (values[0], *carry.values[:-1]), known, known.clone())
         answer = Step(out.to(x.dtype), past, inner=_Inner(x, at, values, carry.order))
         return self._judged(answer, x, next, terms, values, carry, known)
 
@@ -186,15 +211,6 @@ class Adams(OneStep):
         if order.device.type != "cpu" or not readable(order) or not order.numel():
             return self.order
         return min(self.order, int(order.max()) + 1)
-
-    def _kick(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, still: Tensor, noise: NoiseSource | None
-    ) -> Tensor | None:
-        """The noise of the step."""
-        if not self.stochastic:
-            return None
-        spread = torch.where(still, 0.0, self.frame.spread(model.process, now, next, self.eta))
-        return self.frame.kick(spread, draw(noise, x, now, next))
 
     def _judged(
         self, step: Step, x: Tensor, next: Level, terms: Tensor, values: tuple[Tensor, ...], carry: Nodes, known: Tensor
@@ -237,13 +253,13 @@ class Adams(OneStep):
         decay, terms = newton(self.frame, 0.0, now, at, inner.at, unit=True)
         count = torch.arange(terms.shape[-1], device=terms.device)
         weights = (terms * (count <= inner.order[..., None])[..., None, :]).sum(-1)
-        return _through(decay, inner.x, weights, inner.values).to(inner.x.dtype)
+        return combine((decay, inner.x), *zip(weights.unbind(-1), inner.values)).to(inner.x.dtype)
 
     def first_step(
         self, model: Reverse, x: Tensor, now: Level, end: Level, carry: Nodes, norm: Norm
     ) -> tuple[Tensor | None, int]:
         """On a general SDE `starting_step`; on a process None, where the controller's bound on a step serves."""
-        if isinstance(model.process, Process):
+        if model.process.gaussian:
             return None, 0
         slope = carry.values[0]
         step = starting_step(
@@ -258,11 +274,6 @@ class Adams(OneStep):
             1,
         )
         return step, 1
-
-
-def _through(decay: Tensor, x: Tensor, weights: Tensor, values: tuple[Tensor, ...]) -> Tensor:
-    """`decay x + sum_j w_j N_j`."""
-    return combine((decay, x), *zip(weights.unbind(-1), values))
 
 
 def _term(terms: Tensor, values: tuple[Tensor, ...], k: Tensor) -> Tensor:

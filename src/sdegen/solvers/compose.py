@@ -1,121 +1,47 @@
-"""Solvers made of solvers: Langevin correctors and predictor-corrector methods."""
+"""Solvers around solvers: a corrector after a step, noise before or after it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
-from sdegen.grids import Grid, check_steps, natural
+from sdegen.errors import InvalidArgumentError, strict_keywords
+from sdegen.grids import Grid
 from sdegen.level import Level
-from sdegen.noise.normals import NoiseSource
+from sdegen.noise import NoiseSource
 from sdegen.processes.process import Process
-from sdegen.processes.sde import ReverseSDE
-from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step, draw
+from sdegen.processes.sde import check_eta
+from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step, check_score_model, draw
+from sdegen.solvers.langevin import Langevin
+from sdegen.solvers.runge_kutta import RungeKutta
+from sdegen.solvers.singlestep import Singlestep
 from sdegen.solvers.stochastic import ReverseDiffusion
-from sdegen.tensors import combine, widen
-
-
-@dataclass(frozen=True)
-class Langevin(OneStep):
-    """`steps` steps of unadjusted Langevin dynamics at the level `next`: `x + e score + sqrt(2 e) z`.
-
-    The step size comes from the level, `e = 2 (snr sigma)^2`: rules from the norms of one sample are biased, rules
-    from batch means couple samples (`BatchCoupledLangevin`). Leaves the law at its level up to a bias of order snr^2:
-    for Gaussian data of variance C at that level, variance `C / (1 - e/(2 C))` in equilibrium, at most
-    `1/(1 - snr^2)` times too wide. Raises InvalidArgumentError unless 0 < snr < 1 (Song & Ermon 2019, alg. 1).
-
-    As a solver on its own it is annealed Langevin dynamics. `length`, a number or a function of the level, gives e
-    instead; on a `ReverseSDE` of a general SDE, whose levels have no sigma, it must.
-    """
-
-    snr: float = 0.16
-    steps: int = 1
-    grid: Grid = field(default=natural, repr=False)
-    length: float | Callable[[Level], Tensor] | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.length, (int, float)) and not 0 < self.length < float("inf"):
-            raise InvalidArgumentError(f"length must be positive and finite, got {self.length}")
-        if not 0 < self.snr < 1:
-            raise InvalidArgumentError(f"snr must be in (0, 1), got {self.snr}: at 1 the step does not contract noise")
-        check_steps(self.steps)
-
-    @property
-    def evals(self) -> int:
-        """One network evaluation per Langevin step."""
-        return self.steps
-
-    @property
-    def stochastic(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def corrects(self) -> bool:
-        """Yes: x is moved at `next`."""
-        return True
-
-    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        """An empty carry."""
-        if self.length is None and not isinstance(model.process, Process):
-            raise InvalidArgumentError(
-                f"{self} takes its step size from sigma, which {model.process} does not have: give "
-                "Langevin(length=...), a number or a function of the level"
-            )
-        return ()
-
-    def size(self, now: Level, next: Level, score: Tensor, z: Tensor) -> Tensor:
-        """The step size e, `[]` or `[B]`."""
-        if self.length is None:
-            return 2 * (self.snr * next.sigma) ** 2
-        return self.length(next) if callable(self.length) else torch.full_like(next.t, self.length)
-
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
-    ) -> Step:
-        """All Langevin steps at `next`, with noise tags 0, 1, ..."""
-        wide = widen(x)
-        for tag in range(self.steps):
-            here = wide.to(x.dtype)
-            score = widen(model.score_at(here, next.t) if isinstance(model, ReverseSDE) else model(here, next, "score"))
-            z = draw(noise, x, now, next, tag)
-            e = self.size(now, next, score, z)
-            wide = combine((torch.ones_like(e), wide), (e, score), (torch.sqrt(2 * e), z))
-        return Step(wide.to(x.dtype), carry)
-
-
-@dataclass(frozen=True)
-class BatchCoupledLangevin(Langevin):
-    """Langevin with the step size of score_sde: `e = 2 a^2 (snr |z| / |score|)^2`, norms averaged over the batch.
-
-    `a = alpha_now/alpha_next` of the step that led here, where Song et al. (2021, alg. 4-5) take that of the step to
-    come, a difference of the order of a step. Every sample's step depends on its batch-mates, so what is
-    promised of seeds and batches elsewhere does not hold; for comparisons with published samples.
-    """
-
-    def size(self, now: Level, next: Level, score: Tensor, z: Tensor) -> Tensor:
-        """The step size e, `[]`, from the batch."""
-        ratio: Tensor = torch.linalg.vector_norm(z.flatten(1), dim=1).mean()
-        ratio = ratio / torch.linalg.vector_norm(score.flatten(1), dim=1).mean()
-        a = (now.alpha / next.alpha).to(ratio.dtype)
-        return 2 * (a * self.snr * ratio) ** 2
+from sdegen.solvers.table import Past
+from sdegen.tensors import combine
 
 
 class Branch(NamedTuple):
-    """A noise source for one part of a pair: the binary tree of tags keeps all parts, nested ones too, apart."""
+    """A noise source for one of several parts: every part has tags of its own, and nested ones too."""
 
-    noise: NoiseSource
-    bit: int
+    noise: Any
+    part: int
+    parts: int = 2
 
     def __call__(self, x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
-        return self.noise(x, now, next, 2 * tag + self.bit)
+        drawn: Tensor = self.noise(x, now, next, self.parts * tag + self.part)
+        return drawn
 
 
+def branches(noise: NoiseSource | None) -> tuple[Branch | None, Branch | None]:
+    """The sources of the two parts of a step."""
+    return (None, None) if noise is None else (Branch(noise, 0), Branch(noise, 1))
+
+
+@strict_keywords
 @dataclass(frozen=True)
 class PC(OneStep):
     """Predictor, then corrector at the level reached, on every step (Song et al. 2021, alg. 1).
@@ -128,7 +54,7 @@ class PC(OneStep):
     corrector: Solver = field(default_factory=Langevin)
 
     def __post_init__(self) -> None:
-        if not getattr(self.corrector, "corrects", False):
+        if not self.corrector.corrects:
             raise InvalidArgumentError(
                 f"{self.corrector} does not correct: it steps from now to next, where a corrector moves x at next, "
                 "like sd.Langevin()"
@@ -151,6 +77,11 @@ class PC(OneStep):
         return self.predictor.stochastic or self.corrector.stochastic
 
     @property
+    def couples(self) -> bool:
+        """Whether either part does."""
+        return self.predictor.couples or self.corrector.couples
+
+    @property
     def grid(self) -> Grid:
         """The predictor's grid."""
         return self.predictor.grid
@@ -169,7 +100,185 @@ class PC(OneStep):
         noise: NoiseSource | None,
     ) -> Step:
         """One predictor step, then the corrector at `next`."""
-        first, second = (None, None) if noise is None else (Branch(noise, 0), Branch(noise, 1))
+        first, second = branches(noise)
         predicted = self.predictor.step(model, x, now, next, carry[0], first)
         corrected = self.corrector.step(model, predicted.x, now, next, carry[1], second)
         return Step(corrected.x, (predicted.carry, corrected.carry), predicted.error)
+
+
+class Wrapper(Solver):
+    """A solver around another: what it does not say for itself is the other's.
+
+    What a changed step may not keep is not handed on: error estimates, dense output, exactness, steps of its own.
+    """
+
+    solver: Solver
+
+    @property
+    def evals(self) -> int:
+        """The solver's."""
+        return self.solver.evals
+
+    @property
+    def init_evals(self) -> int:
+        """The solver's."""
+        return self.solver.init_evals
+
+    @property
+    def stochastic(self) -> bool:
+        """The solver's."""
+        return self.solver.stochastic
+
+    @property
+    def memory(self) -> int:
+        """The solver's."""
+        return self.solver.memory
+
+    @property
+    def couples(self) -> bool:
+        """The solver's."""
+        return self.solver.couples
+
+    @property
+    def grid(self) -> Grid:
+        """The solver's."""
+        return self.solver.grid
+
+    @property
+    def convergence(self) -> int | None:
+        """The solver's."""
+        return self.solver.convergence
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> Carry:
+        """The solver's carry."""
+        return self.solver.init(model, x, now)
+
+
+@strict_keywords
+@dataclass(frozen=True)
+class Churn(Wrapper):
+    """Noise before every step: x is taken up from s to `s (1 + gamma)`, then the solver steps from there (EDM).
+
+    `gamma = min(amount (u_now - u_next) / (u_max - u_min), sqrt(2) - 1)` with `u = s^(1/rho)`, `s = sigma/alpha`, where
+    `low <= s <= high`; u_max and u_min are those of the process's span, so that on the whole Karras grid of N steps
+    gamma is Karras et al.'s `S_churn / N`, and on every grid the limit is one SDE. Levels above t_max are not asked
+    for: there is no churn at the first one. `inflate` multiplies the noise; other than at 1, the law does not converge.
+
+    Karras et al. 2022, alg. 2. Raises InvalidArgumentError for a negative amount, a bad window, or a solver that
+    remembers.
+    """
+
+    solver: Solver = field(default_factory=RungeKutta)
+    amount: float = 40.0
+    low: float = 0.0
+    high: float = math.inf
+    inflate: float = 1.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.amount < math.inf:
+            raise InvalidArgumentError(f"churn must be finite and >= 0, got {self.amount}")
+        if not 0 <= self.low < self.high:
+            raise InvalidArgumentError(f"churn needs 0 <= low < high, got low={self.low}, high={self.high}")
+        if not (0 < self.inflate < math.inf and 0 < self.rho < math.inf):
+            raise InvalidArgumentError(f"inflate and rho must be positive, got {self.inflate} and {self.rho}")
+        if self.solver.memory:
+            raise InvalidArgumentError(
+                f"{self} moves x between steps, which makes the {self.solver.memory} past evaluations of {self.solver} "
+                "wrong; use a one-step method (heun(), ddim(), dpm(2))"
+            )
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether there is churn, or the solver draws noise."""
+        return self.amount > 0 or self.solver.stochastic
+
+    @property
+    def convergence(self) -> int | None:
+        """The order of the law: the solver's, at most 2; None where `inflate` keeps the law from converging."""
+        order = self.solver.convergence
+        if not self.stochastic or order is None:
+            return order
+        return min(order, 2) if self.inflate == 1 or not self.amount else None
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> Carry:
+        """The solver's carry."""
+        check_score_model(self, model)
+        return super().init(model, x, now)
+
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Carry, noise: NoiseSource | None) -> Step:
+        """Up, then the solver's step down to `next`."""
+        up, spread = self.rise(check_score_model(self, model).process, now, next)
+        first, second = branches(noise)
+        if self.amount:
+            x = combine((up.alpha / now.alpha, x), (spread, draw(first, x, now, next))).to(x.dtype)
+        return self.solver.step(model, x, up, next, carry, second)
+
+    def rise(self, process: Process, now: Level, next: Level) -> tuple[Level, Tensor]:
+        """The level that x is taken up to, and the spread, in x, of the noise that takes it there."""
+        top, bottom = (process.level(t).lam for t in (process.t_max, process.t_min))
+        u_now, u_next, u_max, u_min = (torch.exp(-lam / self.rho) for lam in (now.lam, next.lam, top, bottom))
+        gamma = (self.amount * (u_now - u_next) / (u_max - u_min)).clamp(max=math.sqrt(2) - 1)
+        s = now.sigma / now.alpha
+        gamma = torch.where((s >= self.low) & (s <= self.high), gamma, 0.0)
+        gamma = torch.minimum(gamma, torch.expm1((now.lam - top).clamp(min=0.0)))
+        t = torch.where(gamma > 0, process.at(now.lam - torch.log1p(gamma)).t.clamp(max=process.t_max), now.t)
+        up = process.level(t)
+        return up, self.inflate * up.alpha * s * torch.sqrt(gamma * (2 + gamma))
+
+
+@strict_keywords
+@dataclass(frozen=True)
+class Ancestral(Wrapper):
+    """A deterministic step that goes too far, to `s_down`, and noise back up to `s_next`.
+
+    `s_up^2 = eta^2 s_next^2 (s_now^2 - s_next^2) / s_now^2`, at most s_next^2, `s_down^2 = s_next^2 - s_up^2`: with
+    eta = 1 the noise of the exact posterior of one step. The solver's stages then lie at or above `next`; its order is
+    that of the law, at most 2. k-diffusion's ancestral samplers; for `Singlestep((), (0,))`, which is Euler's method,
+    the same as `ddim(eta)`.
+
+    Raises InvalidArgumentError unless the solver is a deterministic `Singlestep` with stages before the end of the
+    step, in the middle of it or earlier where eta > 0, and for a bad eta.
+    """
+
+    solver: Singlestep = field(default_factory=Singlestep)
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+        inner: object = self.solver
+        if not isinstance(inner, Singlestep) or inner.stochastic or max((0.0, *inner.stages)) > 0.5:
+            raise InvalidArgumentError(
+                f"Ancestral takes a deterministic Singlestep with stages up to the middle of the step, so that the "
+                f"network is not asked below `next`; got {self.solver}"
+            )
+        if self.solver.frame.timed:
+            raise InvalidArgumentError(
+                "Ancestral steps below the next level, which has no time: use a frame other than TIME"
+            )
+        if self.eta > 1:
+            raise InvalidArgumentError(f"eta must be in [0, 1], got {self.eta}: more noise than the posterior has")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether eta is not zero."""
+        return self.eta > 0
+
+    @property
+    def convergence(self) -> int:
+        """The order of the law: the solver's, at most 2."""
+        return min(self.solver.convergence, 2) if self.stochastic else self.solver.convergence
+
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Past, noise: NoiseSource | None) -> Step:
+        """Down past `next`, and up to it."""
+        down, spread = self.fall(now, next)
+        step = self.solver.step(model, x, now, down, carry, None)
+        if not self.stochastic:
+            return step
+        out = combine((torch.ones_like(spread), step.x), (spread, draw(noise, x, now, next))).to(x.dtype)
+        return Step(out, step.carry)
+
+    def fall(self, now: Level, next: Level) -> tuple[Level, Tensor]:
+        """Where the deterministic step goes, with `next`'s time and alpha, and the spread of the noise in x."""
+        up = (self.eta**2 * -torch.expm1(2 * (now.lam - next.lam))).clamp(max=1.0)
+        return Level(next.t, next.alpha, next.sigma * torch.sqrt(1 - up)), next.sigma * torch.sqrt(up)

@@ -6,36 +6,63 @@ In the data frame the reverse family is `dY/dlam = -(1 + eta^2)(Y - data)` and n
 
 and the constant eta with the same integral has the same linear part and the same noise. A function of the level thus
 enters a step as its root mean square over the step, exactly; what is left of its shape is how it weighs the change of
-N inside of the step, for which `ByLevel` gives Lambda itself.
+N inside of the step, for which `LevelEta` gives Lambda itself.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
-from sdegen.level import Level
+from sdegen.errors import InvalidArgumentError, strict_keywords
+from sdegen.level import Level, points
 from sdegen.processes.sde import check_eta
 
 Eta = float | Tensor
-StepEta = Callable[[Level, Level], Tensor]
+EtaFunction = Callable[[Level, Level], Tensor]
 
 
-@runtime_checkable
-class ByLevel(Protocol):
+class StepEta(ABC):
+    """An eta of the step, `eta(now, next)`, that takes levels `[]`, `[B]`, or all steps of a grid at once, `[n]`."""
+
+    @abstractmethod
+    def __call__(self, now: Level, next: Level) -> Tensor:
+        """eta, of the levels' shape."""
+
+
+class LevelEta(StepEta):
     """An eta that changes inside of a step: Lambda and its derivative `1 + eta^2`, as functions of lam."""
 
-    def __call__(self, now: Level, next: Level) -> Tensor: ...
-    def integral(self, lam: Tensor) -> Tensor: ...
-    def gain(self, lam: Tensor) -> Tensor: ...
+    @abstractmethod
+    def integral(self, lam: Tensor) -> Tensor:
+        """`Lambda`, up to a constant."""
+
+    @abstractmethod
+    def gain(self, lam: Tensor) -> Tensor:
+        """`1 + eta^2`."""
 
 
-def of_step(eta: Eta | StepEta, now: Level, next: Level) -> Eta:
+@dataclass(frozen=True)
+class EachStep(StepEta):
+    """A user's function of one step, asked step by step where there are several."""
+
+    eta: EtaFunction
+
+    def __call__(self, now: Level, next: Level) -> Tensor:
+        values = [self.eta(*step) for step in zip(points(now), points(next))]
+        return torch.stack([torch.as_tensor(value, dtype=now.t.dtype, device=now.t.device) for value in values])
+
+
+def is_zero(rate: Eta) -> bool:
+    """Whether a rate or an eta is the number 0, which needs no tensor to be seen."""
+    return isinstance(rate, float) and rate == 0.0
+
+
+def eta_of_step(eta: Eta | EtaFunction, now: Level, next: Level) -> Eta:
     """eta of the step from now to next, whether it is a number or a function of the step."""
     return eta(now, next) if callable(eta) else eta
 
@@ -46,8 +73,9 @@ def _length(now: Level, next: Level) -> Tensor:
     return torch.where(h == 0, 1.0, h)
 
 
+@strict_keywords
 @dataclass(frozen=True)
-class DDIMEta:
+class DDIMEta(StepEta):
     """DDIM's own eta as a step's eta: noise of `eta` times the posterior's std (Song, Meng & Ermon 2021, eq. 16).
 
     `1 - exp(-2 e^2 h) = eta^2 (1 - exp(-2 h))` solved for e; the two agree at 0 and 1.
@@ -67,8 +95,9 @@ class DDIMEta:
         return torch.sqrt(-torch.log1p(self.eta**2 * torch.expm1(-2 * h)) / (2 * h))
 
 
+@strict_keywords
 @dataclass(frozen=True)
-class Window:
+class WindowEta(StepEta):
     """`eta` in steps whose middle, in lam, has `low <= sigma/alpha <= high`, 0 in the others.
 
     SA-Solver's piecewise constant tau (Xue et al. 2023, sec. 6.1). Every eta has the same marginals, so no step needs
@@ -89,8 +118,9 @@ class Window:
         return self.eta * ((s >= self.low) & (s <= self.high)).to(s.dtype)
 
 
+@strict_keywords
 @dataclass(frozen=True)
-class ERSDEEta:
+class ERSDEEta(LevelEta):
     """The noise of ER-SDE's fifth scale, `phi(s) = s (exp(s^power) + shift)`, by `1 + eta^2 = dlog phi/dlog s`.
 
     `eta^2 = power s^power e^{s^power} / (e^{s^power} + shift)`: most noise where s is large, next to none at the end.
@@ -124,10 +154,10 @@ def sigma_clock(level: Level) -> Tensor:
     return torch.exp(-2 * level.lam)
 
 
-def data_clock(level: Level, eta: float | ByLevel = 1.0) -> Tensor:
+def data_clock(level: Level, eta: float | LevelEta = 1.0) -> Tensor:
     """`(alpha/sigma)^(2 eta^2)`, in which a step's exact Ito integral in the frame DATA is Brownian.
 
-    eta is a number, or a function of the level with its integral, `sd.ERSDEEta()`: `exp(2 int eta^2 dlam)`.
+    eta is a number, or a function of the level with its integral, `ERSDEEta()`: `exp(2 int eta^2 dlam)`.
     """
     lam = level.lam
-    return torch.exp(2 * ((eta.integral(lam) - lam) if isinstance(eta, ByLevel) else eta * eta * lam))
+    return torch.exp(2 * ((eta.integral(lam) - lam) if isinstance(eta, LevelEta) else eta * eta * lam))

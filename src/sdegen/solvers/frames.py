@@ -22,24 +22,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError
 from sdegen.level import Level
 from sdegen.processes.process import Process
 from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.scores.model import Model
 from sdegen.solvers.eta import Eta
-from sdegen.tensors import combine, length, like, softplus
+from sdegen.solvers.frame import Frame, Pair, drift_of, linear_gaussian
+from sdegen.tensors import length, softplus
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
-Pair = tuple[Tensor, Tensor]
+    pass
 
 
 def seventh_root(lam: Tensor) -> Tensor:
@@ -50,121 +49,6 @@ def seventh_root(lam: Tensor) -> Tensor:
 def log_snr(lam: Tensor) -> Tensor:
     """lam itself, a variable to interpolate N in where the clock squeezes small levels together."""
     return lam
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A frame of the table above; calling one returns it with other options, `ANGLE(sigma_data=0.5)`.
-
-    `variable`, a function of lam, is what N is interpolated in, where that is not the clock: `sd.frames.log_snr` for
-    polynomials in log-SNR, `sd.frames.seventh_root` for `(sigma/alpha)^(1/7)`.
-    """
-
-    variable: Callable[[Tensor], Tensor] | None = None
-    weak_order: ClassVar[int] = 2
-    """The weak order that one normal per step allows with the frame's `spread`."""
-    exact: ClassVar[tuple[str, ...]] = ()
-    """Data on which N is constant along the probability flow: 'point', or 'gaussian' for `N(0, sigma_data^2)`."""
-    grouped: ClassVar[bool] = False
-    """Whether clock and weights have one entry per group of directions, `[G]`; for multistep methods at levels `[]`."""
-    lawful: ClassVar[bool] = False
-    """Whether `exact` holds for the law of every eta too: the linear part is the whole reverse SDE of such data."""
-    scaled: ClassVar[bool] = False
-    """Whether eta enters N as the factor `1 + eta^2` alone, so that values of N at eta = 0 serve every eta."""
-
-    def __call__(self, **options: Any) -> Self:
-        return replace(self, **options)
-
-    def rate(self, eta: Eta) -> Eta:
-        """The linear rate of the reverse process."""
-        return 0.0
-
-    def scale(self, level: Level) -> Tensor:
-        """`x = scale Y`."""
-        raise NotImplementedError
-
-    def clock(self, level: Level) -> Tensor:
-        """`tau` at a level."""
-        return self.tau(level.lam)
-
-    def tau(self, lam: Tensor) -> Tensor:
-        """`tau` as a function of lam."""
-        raise NotImplementedError
-
-    def pace(self, lam: Tensor) -> Tensor:
-        """`dtau/dlam`."""
-        raise NotImplementedError
-
-    def lam(self, tau: Tensor) -> Tensor:
-        """lam as a function of tau."""
-        raise NotImplementedError
-
-    def level(self, process: SDE, tau: Tensor) -> Level:
-        """The level of `process` at clock tau."""
-        return _linear(process, self).at(self.lam(tau))
-
-    def coordinate(self, level: Level) -> Tensor:
-        """Where a node at `level` sits for interpolation: its clock, or `variable(lam)`."""
-        return self.clock(level) if self.variable is None else self.variable(level.lam)
-
-    def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
-        """`N` as a pair (p, q) of the (data, noise) plane."""
-        raise NotImplementedError
-
-    def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
-        """The standard deviation, in x at `next`, of the noise gathered from now to next."""
-        raise NotImplementedError
-
-    def field(self, model: Model | ReverseSDE, x: Tensor, level: Level, eta: Eta, unit: bool = False) -> Tensor:
-        """`N` at x `[B, *S]`, or N without its factor `gain`."""
-        if isinstance(model, ReverseSDE):
-            raise InvalidTypeError(
-                f"frame {self} asks for predictions, and a ReverseSDE gives only drift and diffusion: pass the "
-                "ScoreModel itself, or use a solver in frame TIME (euler_maruyama(), RungeKutta(..., frame=sd.TIME))"
-            )
-        process = _linear(model.process, self)
-        return model(x, level, self.unit(process, level, eta) if unit else self.want(process, level, eta))
-
-    def join(self, now: Level, next: Level, *terms: tuple[Tensor, Tensor]) -> Tensor:
-        """`sum w v` over the weights and states of a step: x first where it is one of them, then values of N."""
-        return combine(*terms)
-
-    def kick(self, spread: Tensor, z: Tensor) -> Tensor:
-        """The noise of a step from unit normals z `[B, *S]`."""
-        return like(spread, z) * z
-
-    def gain(self, eta: Eta) -> Eta:
-        """The factor between N and `unit`."""
-        return 1 + eta * eta if self.scaled else 1.0
-
-    def unit(self, process: SDE, level: Level, eta: Eta) -> Pair:
-        """`want` without the factor `gain`: what a history holds, so that eta may change from step to step."""
-        return self.want(process, level, 0.0 if self.scaled else eta)
-
-    def __repr__(self) -> str:
-        chosen = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
-        options = ", ".join(f"{name}={getattr(value, '__name__', repr(value))}" for name, value in chosen)
-        return type(self).__name__.strip("_").upper() + (f"({options})" if options else "")
-
-
-def check_frame(frame: object) -> None:
-    """Raises InvalidTypeError unless `frame` is a Frame."""
-    if not isinstance(frame, Frame):
-        raise InvalidTypeError(f"frame must be one of sd.DATA, NOISE, SIGMA, ANGLE, FLOW, WIENER, TIME, got {frame!r}")
-
-
-def refuse_grouped(solver: object, frame: Frame) -> None:
-    """Raises InvalidArgumentError for a frame with several clocks, which a solver with stages cannot follow."""
-    if frame.grouped:
-        raise InvalidArgumentError(
-            f"{type(solver).__name__} has stages at one clock and {frame} has several: use sd.Multistep"
-        )
-
-
-def _linear(process: SDE, frame: Frame) -> Process:
-    if not isinstance(process, Process):
-        raise InvalidTypeError(f"frame {frame} needs a Process with alpha and sigma; {process} has only frame TIME")
-    return process
 
 
 def _half_variance(now: Level, next: Level) -> Tensor:
@@ -190,7 +74,7 @@ class _Lam(Frame):
 @dataclass(frozen=True, repr=False)
 class _Data(_Lam):
     exact = ("point",)
-    lawful = scaled = True
+    lawful = scaled = follows_eta = True
 
     def rate(self, eta: Eta) -> Eta:
         return -(1 + eta * eta)
@@ -258,6 +142,10 @@ class _OfWidth(Frame):
     exact = ("gaussian",)
     sigma_data: float = 1.0
 
+    @property
+    def data_scale(self) -> float:
+        return self.sigma_data
+
     def __post_init__(self) -> None:
         if not 0 < self.sigma_data < float("inf"):
             raise InvalidArgumentError(f"sigma_data must be positive and finite, got {self.sigma_data}")
@@ -265,6 +153,10 @@ class _OfWidth(Frame):
 
 @dataclass(frozen=True, repr=False)
 class _Angle(_OfWidth):
+    @property
+    def tol_share(self) -> float:
+        return 0.1 if self.variable is None else 0.8
+
     def scale(self, level: Level) -> Tensor:
         return length(level.alpha * self.sigma_data, level.sigma)
 
@@ -356,6 +248,7 @@ class _Flow(Frame):
 @dataclass(frozen=True, repr=False)
 class _Time(Frame):
     weak_order = 1
+    timed = True
 
     def __post_init__(self) -> None:
         if self.variable is not None:
@@ -371,16 +264,15 @@ class _Time(Frame):
         return process.level(tau)
 
     def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
-        process = _linear(process, self)
-        d_alpha, d_sigma = process.rates(level.t)
+        d_alpha, d_sigma = linear_gaussian(process, self).rates(level.t)
         # -(eta^2/2) g^2 score = (eta^2/2) g^2/sigma noise
         return d_alpha, d_sigma + eta * eta * (d_sigma - level.sigma * d_alpha / level.alpha)
 
     def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
-        return eta * torch.sqrt(_linear(process, self).variance_rate(now.t) * (now.t - next.t))
+        return eta * torch.sqrt(linear_gaussian(process, self).variance_rate(now.t) * (now.t - next.t))
 
-    def field(self, model: Model | ReverseSDE, x: Tensor, level: Level, eta: Eta, unit: bool = False) -> Tensor:
-        return model.drift(x, level.t) if isinstance(model, ReverseSDE) else super().field(model, x, level, eta, unit)
+    def asked(self, model: Model | ReverseSDE, level: Level, pair: Callable[[Process], Pair]) -> Any:
+        return super().asked(model, level, pair) if model.answers else drift_of
 
 
 DATA = _Data()

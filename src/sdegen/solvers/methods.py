@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.grids import angular, karras, natural
 from sdegen.solvers.adams import Adams
-from sdegen.solvers.adaptive import EmbeddedHeun
 from sdegen.solvers.base import Solver
-from sdegen.solvers.compose import PC, BatchCoupledLangevin, Langevin
-from sdegen.solvers.eta import DDIMEta, ERSDEEta, Window
-from sdegen.solvers.frames import ANGLE, DATA, NOISE, SIGMA, WIENER, Frame, log_snr, seventh_root
+from sdegen.solvers.compose import PC, Ancestral, Churn
+from sdegen.solvers.eta import DDIMEta, ERSDEEta, WindowEta
+from sdegen.solvers.frame import Frame
+from sdegen.solvers.frames import ANGLE, DATA, NOISE, SIGMA, WIENER, log_snr, seventh_root
+from sdegen.solvers.langevin import Langevin
 from sdegen.solvers.multistep import Multistep
-from sdegen.solvers.renoise import Ancestral, ByLength, Churn, Started
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.singlestep import Singlestep
-from sdegen.solvers.stochastic import EulerMaruyama, Milstein, ReverseDiffusion, StochasticHeun, StochasticRungeKutta
+from sdegen.solvers.starts import ByLength, Started
+from sdegen.solvers.stochastic import (
+    EmbeddedHeun,
+    EulerMaruyama,
+    Milstein,
+    ReverseDiffusion,
+    StochasticHeun,
+    StochasticRungeKutta,
+)
 from sdegen.solvers.tableaus import BOGACKI_SHAMPINE, DOPRI5, DOPRI8, EULER, HEUN, HEUN_EULER, RK4, TSIT5
 
 
@@ -26,6 +34,7 @@ def _order(name: str, order: int, top: int) -> int:
     return order
 
 
+@strict_keywords
 def euler_maruyama(eta: float = 1.0) -> EulerMaruyama:
     """Euler-Maruyama in t on the reverse SDE (Song et al. 2021, sec. 4.1), on any `ReverseSDE`.
 
@@ -59,6 +68,7 @@ def ddpm() -> Multistep:
     return Multistep(order=1, frame=DATA, eta=1.0, grid=natural)
 
 
+@strict_keywords
 def ddim(eta: float = 0.0) -> Multistep:
     """DDIM with its own eta in [0, 1] (Song, Meng & Ermon 2021, eq. 12 and 16): 0 deterministic, 1 is `ddpm()`.
 
@@ -68,6 +78,7 @@ def ddim(eta: float = 0.0) -> Multistep:
     return Multistep(order=1, frame=DATA, eta=DDIMEta(eta) if eta else 0.0, grid=natural)
 
 
+@strict_keywords
 def pc(snr: float = 0.16, steps: int = 1) -> PC:
     """Predictor-corrector: reverse diffusion, then `steps` Langevin steps (Song et al. 2021, alg. 1).
 
@@ -75,14 +86,6 @@ def pc(snr: float = 0.16, steps: int = 1) -> PC:
     after the predictor, as in the paper (the authors' code corrects first). The corrector leaves a bias of order snr^2.
     """
     return PC(ReverseDiffusion(), Langevin(snr, steps))
-
-
-def pc_batch_coupled(snr: float = 0.16, steps: int = 1) -> PC:
-    """`pc` with score_sde's own step size, from norms averaged over the batch: samples depend on their batch-mates.
-
-    Song et al.'s settings: snr=0.16 for CIFAR-10 (VE), 0.075 for 256x256 and larger (Song et al. 2021, app. G).
-    """
-    return PC(ReverseDiffusion(), BatchCoupledLangevin(snr, steps))
 
 
 def heun() -> RungeKutta:
@@ -94,6 +97,7 @@ def heun() -> RungeKutta:
     return RungeKutta(HEUN, SIGMA)
 
 
+@strict_keywords
 def edm(
     order: int = 2, churn: float = 0.0, low: float = 0.0, high: float = math.inf, inflate: float = 1.0
 ) -> RungeKutta | Churn:
@@ -107,6 +111,7 @@ def edm(
     return Churn(solver, churn, low, high, inflate) if churn else solver
 
 
+@strict_keywords
 def lms(order: int = 4) -> Multistep:
     """Linear multistep (Adams-Bashforth) in sigma/alpha, exact on uneven steps (Karras et al. 2022 use its family).
 
@@ -115,6 +120,7 @@ def lms(order: int = 4) -> Multistep:
     return Multistep(order=_order("lms", order, 5), frame=SIGMA, grid=karras)
 
 
+@strict_keywords
 def deis(order: int = 3) -> Multistep:
     """tAB-DEIS with polynomials in log(sigma/alpha): Adams-Bashforth on noise prediction (Zhang & Chen 2023, eq. 15).
 
@@ -123,6 +129,7 @@ def deis(order: int = 3) -> Multistep:
     return Multistep(order=_order("deis", order, 5), frame=NOISE)
 
 
+@strict_keywords
 def ipndm(order: int = 4) -> Multistep:
     """iPNDM: classical Adams-Bashforth weights on noise prediction, whatever the steps (Zhang & Chen 2023, sec. 3.3).
 
@@ -132,6 +139,7 @@ def ipndm(order: int = 4) -> Multistep:
     return Multistep(order=_order("ipndm", order, 5), frame=SIGMA, even=True)
 
 
+@strict_keywords
 def pndm(start: str = "rk4") -> Started:
     """PNDM: `ipndm(4)` after a Runge-Kutta start, 'rk4' (three steps) or 'heun' (one) (Liu et al. 2022, alg. 2).
 
@@ -144,6 +152,7 @@ def pndm(start: str = "rk4") -> Started:
     return Started(ipndm(4), RungeKutta(tableau, SIGMA), steps)
 
 
+@strict_keywords
 def dpm(order: int = 2, singlestep: bool = True) -> Singlestep | Multistep:
     """DPM-Solver of order 1, 2 or 3 on noise prediction (Lu et al. 2022, alg. 1-2), or its multistep form.
 
@@ -154,6 +163,7 @@ def dpm(order: int = 2, singlestep: bool = True) -> Singlestep | Multistep:
     return _dpm(_order("dpm", order, 3), NOISE, 0.0, singlestep)
 
 
+@strict_keywords
 def dpmpp(order: int = 2, singlestep: bool = False) -> Singlestep | Multistep:
     """DPM-Solver++ of order 1, 2 or 3 on data prediction, multistep or singlestep (Lu et al. 2022b, alg. 1-2).
 
@@ -164,6 +174,7 @@ def dpmpp(order: int = 2, singlestep: bool = False) -> Singlestep | Multistep:
     return _dpm(_order("dpmpp", order, 3), DATA, 0.0, singlestep)
 
 
+@strict_keywords
 def dpmpp_sde(order: int = 2, eta: float = 1.0, singlestep: bool = False) -> Singlestep | Multistep:
     """SDE-DPM-Solver++ of order 1, 2 or 3: `dpmpp` with noise (Lu et al. 2022b, sec. 5.3); weak order at most 2.
 
@@ -187,22 +198,25 @@ def _singlestep(order: int, frame: Frame, eta: float) -> Singlestep:
     return Singlestep(stages, final, frame, eta)
 
 
-def seeds(order: int = 2) -> Singlestep:
+@strict_keywords
+def seeds_solver(order: int = 2) -> Singlestep:
     """SEEDS of order 1, 2 or 3: DPM-Solver with noise, on noise prediction (Gonzalez et al. 2023, alg. 1-3).
 
     All noise of a step is one Brownian path; weak order at most 2, as many evaluations a step as the order.
     """
-    return _singlestep(_order("seeds", order, 3), NOISE, 1.0)
+    return _singlestep(_order("seeds_solver", order, 3), NOISE, 1.0)
 
 
+@strict_keywords
 def er_sde(order: int = 3) -> Multistep:
     """ER-SDE of order 1, 2 or 3: much noise early, next to none at the end (Cui et al. 2023, ER-SDE 5).
 
-    eta as a function of the level (`sd.ERSDEEta`), its integrals by Gauss-Legendre; weak order at most 2.
+    eta as a function of the level (`sd.solvers.eta.ERSDEEta`), its integrals by Gauss-Legendre; weak order at most 2.
     """
     return Multistep(order=_order("er_sde", order, 3), frame=DATA, eta=ERSDEEta())
 
 
+@strict_keywords
 def sa_solver(
     order: int = 3, tau: float = 1.0, low: float = 0.05, high: float = 1.0, correct: bool | int = True
 ) -> Multistep:
@@ -211,10 +225,11 @@ def sa_solver(
     diffusers' SASolverScheduler(corrector_order=correct), whose window is in time steps. `correct` is the number of the
     corrector's nodes, one more than the predictor's for True. Weak order at most 2; with tau = 0, `unipc`.
     """
-    eta = Window(tau, low, high) if tau else 0.0
+    eta = WindowEta(tau, low, high) if tau else 0.0
     return Multistep(order=_order("sa_solver", order, 4), frame=DATA, eta=eta, correct=correct, pair="flat")
 
 
+@strict_keywords
 def dpm_ancestral(eta: float = 1.0) -> Ancestral:
     """DPM-Solver-2 to below the next level, and noise back up: k-diffusion's sample_dpm_2_ancestral, weak order 2.
 
@@ -223,6 +238,7 @@ def dpm_ancestral(eta: float = 1.0) -> Ancestral:
     return Ancestral(Singlestep((1 / 2,), (1,), NOISE, grid=karras), eta)
 
 
+@strict_keywords
 def dpmpp_ancestral(eta: float = 1.0) -> Ancestral:
     """DPM-Solver++ 2S to below the next level, and noise back up: k-diffusion's sample_dpmpp_2s_ancestral.
 
@@ -231,21 +247,25 @@ def dpmpp_ancestral(eta: float = 1.0) -> Ancestral:
     return Ancestral(Singlestep((1 / 2,), (1,), DATA, grid=karras), eta)
 
 
+@strict_keywords
 def milstein(eta: float = 1.0) -> Milstein:
     """Milstein's method in t on any reverse SDE with diagonal noise (Milstein 1975)."""
     return Milstein(eta)
 
 
+@strict_keywords
 def stochastic_heun(eta: float = 1.0) -> StochasticHeun:
     """Heun's method in t on any reverse SDE: weak order 2 where g is free of x (Kloeden & Platen 1992, ch. 15)."""
     return StochasticHeun(eta)
 
 
+@strict_keywords
 def stochastic_runge_kutta(eta: float = 1.0) -> StochasticRungeKutta:
     """The explicit method of weak order 2 on any reverse SDE, matrix noise too (Kloeden & Platen 1992, eq. 15.1.3)."""
     return StochasticRungeKutta(eta)
 
 
+@strict_keywords
 def unipc(order: int = 3, kind: str = "bh2") -> Multistep:
     """UniPC of order 1 to 5 on data prediction: corrector one order higher (Zhao et al. 2023, alg. 1-2).
 
@@ -259,6 +279,16 @@ def unipc(order: int = 3, kind: str = "bh2") -> Multistep:
     return Multistep(order=_order("unipc", order, 5), frame=DATA, correct=True, pair=pair)
 
 
+def _chosen() -> ByLength:
+    frame = ANGLE(variable=seventh_root)
+    orders = ((1, 3, False), (11, 4, False), (40, 4, True))
+    methods = tuple((least, Multistep(order, frame, correct=correct)) for least, order, correct in orders)
+    return ByLength(methods, grid=angular)
+
+
+_DEFAULT = _chosen()
+
+
 def default() -> Solver:
     """What `sample` uses: Adams methods in the angle frame, polynomials in `(sigma/alpha)^(1/7)`, on `grids.angular`.
 
@@ -266,12 +296,10 @@ def default() -> Solver:
     thousand combinations of frame, order and grid by the terminal error on exact mixtures and a trained network;
     docs/accuracy.md has the study, and the comparison with other libraries' samplers. `calibrate` fits one to a model.
     """
-    frame = ANGLE(variable=seventh_root)
-    orders = ((1, 3, False), (11, 4, False), (40, 4, True))
-    methods = tuple((least, Multistep(order, frame, correct=correct)) for least, order, correct in orders)
-    return ByLength(methods, grid=angular)
+    return _DEFAULT
 
 
+@strict_keywords
 def adams(order: int | None = None, sigma_data: float = 1.0, eta: float = 0.0) -> Adams:
     """Adaptive steps and orders, one evaluation per attempt: what `sample(tol=...)` takes, in ANGLE and log-SNR.
 
@@ -284,31 +312,37 @@ def adams(order: int | None = None, sigma_data: float = 1.0, eta: float = 0.0) -
     return Adams(6 if order is None else order, ANGLE(sigma_data=sigma_data, variable=log_snr))
 
 
+@strict_keywords
 def dopri5(frame: Frame = ANGLE) -> RungeKutta:
     """Dormand and Prince's pair of order 5(4): torchdiffeq's and torchode's dopri5, scipy's RK45; six evaluations."""
     return RungeKutta(DOPRI5, frame)
 
 
+@strict_keywords
 def tsit5(frame: Frame = ANGLE) -> RungeKutta:
     """Tsitouras's pair of order 5(4): torchode's and diffrax's Tsit5; six evaluations."""
     return RungeKutta(TSIT5, frame)
 
 
+@strict_keywords
 def dopri8(frame: Frame = ANGLE) -> RungeKutta:
     """Dormand and Prince's method of order 8, two errors: torchdiffeq's dopri8, scipy's DOP853; twelve evaluations."""
     return RungeKutta(DOPRI8, frame)
 
 
+@strict_keywords
 def bogacki_shampine(frame: Frame = ANGLE) -> RungeKutta:
     """Bogacki and Shampine's pair of order 3(2): torchdiffeq's bosh3, scipy's RK23; three evaluations."""
     return RungeKutta(BOGACKI_SHAMPINE, frame)
 
 
+@strict_keywords
 def heun_euler(frame: Frame = ANGLE) -> RungeKutta:
     """Heun's method with Euler's inside, 2(1): torchdiffeq's adaptive_heun; two evaluations."""
     return RungeKutta(HEUN_EULER, frame)
 
 
+@strict_keywords
 def adaptive_heun(eta: float = 1.0) -> EmbeddedHeun:
     """Adaptive steps in t on any reverse SDE: Heun's step, its difference to Euler-Maruyama's the error.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from sdegen.scores.covariances import tiled
 from sdegen.scores.model import Model
 from sdegen.solvers.base import check_score_model
 from sdegen.solvers.eta import Eta
-from sdegen.solvers.frames import Frame
+from sdegen.solvers.frame import Frame
 from sdegen.tensors import combine, like, softplus, widen
 
 _FEW = 16
@@ -115,9 +116,13 @@ class Moments(Frame):
         n = torch.exp(-self.tau(next.lam))
         return next.alpha * n * torch.sqrt(-torch.expm1(-2 * eta * eta * (self.tau(next.lam) - self.tau(now.lam))))
 
-    def field(self, model: Model | ReverseSDE, x: Tensor, level: Level, eta: Eta, unit: bool = False) -> Tensor:
-        """`data - m - C/s noise` `[B, *S]`, times the gain unless `unit`."""
-        model = check_score_model(f"frame {self}", model)
+    def asked(self, model: Model | ReverseSDE, level: Level, pair: Any) -> Any:
+        """N has no pair: it is asked for direction by direction."""
+        check_score_model(f"frame {self}", model)
+        return self._value
+
+    def _value(self, model: Model, x: Tensor, level: Level) -> Tensor:
+        """`data - m - C/s noise` `[B, *S]`, N without its gain."""
         if level.t.ndim:
             raise InvalidArgumentError(
                 f"{self} has weights per direction and takes one level for all rows, not one per row"
@@ -125,17 +130,17 @@ class Moments(Frame):
         data = widen(model(x, level, "data"))
         noise = combine((1 / level.sigma, x), (-level.alpha / level.sigma, data))
         ratio = level.alpha / level.sigma
-        n = data - self._mean(data) - self._apply(ratio * self._widths.square(), noise)
-        gain = self.gain(eta)
-        return n if unit else (like(gain, n) if isinstance(gain, Tensor) else gain) * n
+        return data - self._mean(data) - self._apply(ratio * self._widths.square(), noise)
 
     def join(self, now: Level, next: Level, *terms: tuple[Tensor, Tensor]) -> Tensor:
         """The weighted sum, direction by direction; the first term is x, whose mean is left out and put back."""
         (decay, x), *rest = terms
-        if next is now:  # an error estimate: values alone
-            return self._sum(list(terms))
         centred = combine((torch.ones_like(now.alpha), x), (-now.alpha, self._mean(x)))
         return self._sum([(decay, centred), *rest]) + like(next.alpha, centred) * self._mean(centred)
+
+    def total(self, *terms: tuple[Tensor, Tensor]) -> Tensor:
+        """The weighted sum of values of N alone."""
+        return self._sum(list(terms))
 
     def kick(self, spread: Tensor, z: Tensor) -> Tensor:
         """The noise of a step, direction by direction."""

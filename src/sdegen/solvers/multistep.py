@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
 from sdegen.grids import Grid, by_snr
 from sdegen.level import Level
-from sdegen.noise.normals import NoiseSource
-from sdegen.processes.sde import SDE, ReverseSDE, check_eta
-from sdegen.solvers.base import Reverse, Solver, Step, check_reverse, draw
-from sdegen.solvers.eta import of_step
-from sdegen.solvers.frames import DATA, Frame, check_frame
-from sdegen.solvers.quadrature import FAR, Node, Weights, assemble, weights
-from sdegen.solvers.table import ends, fused, vectorised
-from sdegen.tensors import widen
+from sdegen.processes.sde import SDE, check_eta
+from sdegen.solvers.base import Reverse, Step, check_reverse
+from sdegen.solvers.eta import eta_of_step
+from sdegen.solvers.frame import Frame, check_frame
+from sdegen.solvers.frames import DATA
+from sdegen.solvers.quadrature import FAR, Weights, assemble, weights
+from sdegen.solvers.table import Leg, Past, Ran, Table
 
 
-class Last(NamedTuple):
-    """The last step, for the corrector: where it began, and the noise it added (None without any)."""
-
-    x: Tensor
-    level: Level
-    kick: Tensor | None
-
-
-class History(NamedTuple):
-    """Past nodes, newest first, and with a corrector the last step."""
-
-    nodes: tuple[Node, ...]
-    last: Last | None
-
-
+@strict_keywords
 @dataclass(frozen=True, repr=False)
-class Multistep:
+class Multistep(Table):
     """One evaluation a step: the polynomial through this one and the `order - 1` before it, integrated exactly.
 
     With `correct=True` each evaluation, made at the predicted x, also corrects that x through `order + 1` nodes, itself
     the newest (PEC), so the order becomes `order + 1` at no cost; the end of the grid is left predicted. `correct=k`
-    takes k nodes instead. `eta` is constant, or a function `(now, next) -> eta` of the step's levels: `sd.Window`,
-    `sd.DDIMEta`, or your own (where it can, it is asked for all steps at once, in tensors `[n]`); with memory only in
+    takes k nodes instead. `eta` is constant, or a function `(now, next) -> eta` of the step's levels: `WindowEta`,
+    `DDIMEta` of `sd.solvers.eta`, or your own; with memory only in
     DATA, NOISE, SIGMA and WIENER, where past values serve every eta.
 
     pair: how a polynomial through two nodes counts, 'exact' by its integral, or by one of two shortcuts of the same
@@ -107,9 +92,14 @@ class Multistep:
         return self.order + 1 if self.correct is True else int(self.correct)
 
     @property
-    def evals(self) -> int:
-        """One network evaluation per step."""
-        return 1
+    def remembers_start(self) -> bool:
+        """Whether there is a corrector."""
+        return bool(self.correct)
+
+    @property
+    def dense(self) -> bool:
+        """By the predictor's polynomial, without noise."""
+        return True
 
     @property
     def stochastic(self) -> bool:
@@ -135,47 +125,31 @@ class Multistep:
         """Data on which one step is exact: those of the frame, for eta > 0 where its linear part holds the noise."""
         return self.frame.exact if not self.stochastic or self.frame.lawful else ()
 
-    def init(self, model: Reverse, x: Tensor, now: Level) -> History:
+    def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
         """A history of nodes so far away that they have no weight."""
         check_reverse(self, model, self.eta)
-        wide = widen(x)
-        # every leaf its own tensor: shared ones would make a compiled step specialise on the sharing
-        nodes = tuple(Node(torch.full_like(now.t, FAR * (j + 1)), torch.zeros_like(wide)) for j in range(self.memory))
-        if not self.correct:
-            return History(nodes, None)
-        kick = torch.zeros_like(wide) if self.stochastic else None
-        return History(nodes, Last(wide.clone(), Level(*(v.clone() for v in now)), kick))
+        return super().init(model, x, now)
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: History, noise: NoiseSource | None
-    ) -> Step:
-        """Evaluate at x, correct x with it, predict x at `next`."""
-        if carry.nodes and carry.nodes[0].value.shape != x.shape:
-            raise InvalidArgumentError(
-                f"the history holds values of shape {list(carry.nodes[0].value.shape)} and x has {list(x.shape)}: "
-                "start anew with init() when the batch changes"
-            )
-        frame = self.frame
-        eta = of_step(self.eta, now, next)
-        value = frame.field(model, x, now, eta, unit=True)
-        # a tensor of its own, as in init: in TIME the coordinate is the level's t, which the carry holds too
-        nodes = (Node(frame.coordinate(now).clone(), value), *carry.nodes)
-        at = torch.stack([node.at.expand_as(nodes[0].at) for node in nodes], -1)
-        values = [node.value for node in nodes]
-        start, last = x, carry.last
-        if last is not None:
-            step = self._weights(last.level, now, at[..., : self.nodes], 1)
-            start, _ = assemble(frame, step, last.level, now, last.x, values[: self.nodes])
-            start = start if last.kick is None else start + last.kick
-        step = self._weights(now, next, at[..., : self.order], 0)
-        out, error = assemble(frame, step, now, next, start, values[: self.order], self.estimate)
-        kick = None
-        if self.stochastic:
-            kick = frame.kick(frame.spread(model.process, now, next, eta), draw(noise, x, now, next))
-            out = out + kick
-        carry = History(nodes[: self.memory], Last(start, now, kick) if self.correct else None)
-        inner = (start, at[..., : self.order], tuple(values[: self.order]))
-        return Step(out.to(x.dtype), carry, error, self.order, inner=inner)
+    def legs(self, model: Any, now: Level, next: Level, past: Past) -> list[Leg]:
+        """Ask at now, correct x with it, predict x at `next`."""
+        frame, at = self.frame, past.at
+        eta = eta_of_step(self.eta, now, next)
+        ahead = self._weights(now, next, at[..., : self.order], 0)  # type: ignore[index]
+        again: tuple[Any, ...] = ()
+        if self.nodes and past.level is not None:
+            behind = self._weights(past.level, now, at[..., : self.nodes], 1)  # type: ignore[index]
+            again = (0.0, behind.decay, *behind.nodes.unbind(-1))
+        spread = frame.spread(model.process, now, next, eta) if self.stochastic else 0.0
+        want = frame.unit_asked(model, now, eta)
+        return [Leg(now, want, ahead.decay, ahead.nodes.unbind(-1), again, 1.0, spread, self.stochastic)]
+
+    def judged(self, model: Any, x: Tensor, now: Level, next: Level, at: Any, ran: Ran, step: Step) -> Step:
+        """The step with its last Newton term as the error, if asked for, and the predictor's nodes."""
+        nodes, values = at[..., : self.order], ran[1][: self.order]
+        error = None
+        if self.estimate and len(values) > 1:
+            error = self.frame.total(*zip(self._weights(now, next, nodes, 0).last.unbind(-1), values))
+        return step._replace(error=error, order=self.order, inner=(ran[2], nodes, values))
 
     def inside(self, process: SDE, now: Level, next: Level, inner: tuple[Any, ...], at: Level) -> Tensor:
         """x at a level inside of a step, by the predictor's polynomial, eta = 0."""
@@ -192,27 +166,3 @@ class Multistep:
             steps = newest - torch.arange(at.shape[-1], dtype=at.dtype, device=at.device)
             at = torch.where(far, at, start[..., None] + h[..., None] * steps)
         return weights(self.frame, self.eta, now, next, at, unit=True, pair=self.pair)
-
-    def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
-        """A solver per step of the grid with levels `[n + 1]`, all weights computed at once; the same method."""
-        if self.estimate or self.frame.grouped or isinstance(model, ReverseSDE):
-            return ()
-        now, next = ends(levels)
-        if not vectorised(self.eta, now, next):
-            return ()
-        at = _past(self.frame.coordinate(now), self.memory + 1)
-        predict = self._weights(now, next, at[..., : self.order], 0)
-        correct = None
-        if self.nodes:
-            correct = self._weights(*ends(now), at[1:, : self.nodes], 1)
-        eta = of_step(self.eta, now, next)
-        spread = self.frame.spread(model.process, now, next, eta) if self.stochastic else None
-        want = self.frame.unit(model.process, now, eta)
-        return fused(self, model, want, predict, correct, spread, now)
-
-
-def _past(here: Tensor, count: int) -> Tensor:
-    """Where the nodes of step k sit, `[n, count]`: here[k], here[k - 1], ..., far before the first."""
-    far = FAR * torch.arange(count, dtype=here.dtype, device=here.device)
-    padded = torch.cat([far[1:].flip(0), here])
-    return torch.stack([padded[count - 1 - j : len(padded) - j] for j in range(count)], -1)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from sdegen.level import Level
-from sdegen.solvers.eta import ByLevel, Eta, StepEta, of_step
-from sdegen.solvers.frames import DATA, Frame
+from sdegen.solvers.eta import Eta, EtaFunction, LevelEta, eta_of_step, is_zero
+from sdegen.solvers.frame import Frame
 
 FAR = 1e20
 _SERIES = 26
@@ -65,7 +65,7 @@ def _moments(a: Eta, h: Tensor, count: int) -> list[Tensor]:
     """`int_0^h e^{a(h-u)} u^n du`, n = 0..count-1, each `[]` or `[B]`."""
     if count == 1 and isinstance(a, float) and abs(a) > 1e-6:
         return [torch.expm1(a * h) / a]
-    if isinstance(a, float) and a == 0.0:
+    if is_zero(a):
         powers = [h]
         for _ in range(1, count):
             powers.append(powers[-1] * h)
@@ -127,7 +127,7 @@ class Weights(NamedTuple):
 
 def weights(
     frame: Frame,
-    eta: Eta | StepEta,
+    eta: Eta | EtaFunction,
     now: Level,
     next: Level,
     at: Tensor,
@@ -137,7 +137,7 @@ def weights(
 ) -> Weights:
     """The weights of steps from now to next through nodes at coordinates `at` `[..., m]`, for levels `[...]`.
 
-    eta: constant over each step, or a function of the step; one that is `ByLevel` changes inside of it, in DATA.
+    eta: constant over each step, or a function of the step; one that is `LevelEta` changes inside of it, in DATA.
     unit: the nodes hold N without its factor `frame.gain`. pair: how a polynomial through two nodes counts, whether
     there are two or the others are far: 'exact' by its integral; 'midpoint' by its value in the middle of the step
     times I_0; 'flat' by its value at now times I_0 and, without the kernel, its slope times h^2/2. All agree to h^3.
@@ -149,7 +149,7 @@ def weights(
 
 
 def newton(
-    frame: Frame, eta: Eta | StepEta, now: Level, next: Level, at: Tensor, *, unit: bool = False
+    frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at: Tensor, *, unit: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The decay `[...]` of `weights`, and its node weights term by term: `[..., j, k]`, of node j in Newton term k.
 
@@ -159,27 +159,27 @@ def newton(
     return decay, scale[..., None, None] * _terms(_integrals(frame, eta, now, next, at, "exact"), at)
 
 
-def _outside(frame: Frame, eta: Eta | StepEta, now: Level, next: Level, unit: bool) -> tuple[Tensor, Tensor]:
+def _outside(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, unit: bool) -> tuple[Tensor, Tensor]:
     """What a step multiplies x and the integral with."""
-    step_eta = of_step(eta, now, next)
+    step_eta = eta_of_step(eta, now, next)
     a, scale = frame.rate(step_eta), frame.scale(next)
     decay = scale / frame.scale(now)
-    if not (isinstance(a, float) and a == 0.0):
+    if not is_zero(a):
         decay = decay * torch.exp(a * (frame.clock(next) - frame.clock(now)))
-    if unit and _inner(eta, frame) is None:
+    if unit and inner_eta(eta, frame) is None:
         scale = scale * frame.gain(step_eta)
     return decay, scale
 
 
-def _inner(eta: Eta | StepEta, frame: Frame) -> ByLevel | None:
-    """An eta that changes inside of a step."""
-    return eta if isinstance(eta, ByLevel) and isinstance(frame, type(DATA)) else None
+def inner_eta(eta: Eta | EtaFunction, frame: Frame) -> LevelEta | None:
+    """An eta that changes inside of a step, in a frame that can follow it."""
+    return eta if frame.follows_eta and isinstance(eta, LevelEta) else None
 
 
-def _integrals(frame: Frame, eta: Eta | StepEta, now: Level, next: Level, at: Tensor, pair: str) -> Tensor:
+def _integrals(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at: Tensor, pair: str) -> Tensor:
     """The I_k `[..., m]`, the second one as `pair` says."""
-    step_eta = of_step(eta, now, next)
-    inner = _inner(eta, frame)
+    step_eta = eta_of_step(eta, now, next)
+    inner = inner_eta(eta, frame)
     a, start = frame.rate(step_eta), frame.clock(now)
     h = frame.clock(next) - start
     if frame.variable is None and inner is None:
@@ -201,7 +201,7 @@ def _coordinate(frame: Frame, lam: Tensor) -> Tensor:
     return frame.tau(lam) if frame.variable is None else frame.variable(lam)
 
 
-def _by_gauss(a: Eta, frame: Frame, now: Level, next: Level, at: Tensor, inner: ByLevel | None) -> Tensor:
+def _by_gauss(a: Eta, frame: Frame, now: Level, next: Level, at: Tensor, inner: LevelEta | None) -> Tensor:
     """The I_k `[..., m]` for a polynomial in `frame.variable` or an eta that changes inside: Gauss-Legendre in lam."""
     points, masses = (v.to(at.device) for v in _GAUSS)
     start, end = now.lam[..., None], next.lam[..., None]
@@ -209,7 +209,7 @@ def _by_gauss(a: Eta, frame: Frame, now: Level, next: Level, at: Tensor, inner: 
     kernel = (end - start) / 2 * masses * frame.pace(lams)
     if inner is not None:
         kernel = kernel * inner.gain(lams) * torch.exp(inner.integral(lams) - inner.integral(end))
-    elif not (isinstance(a, float) and a == 0.0):
+    elif not is_zero(a):
         a = a[..., None] if isinstance(a, Tensor) and a.ndim else a
         kernel = kernel * torch.exp(a * (frame.tau(end) - frame.tau(lams)))
     here = _coordinate(frame, lams)
@@ -245,6 +245,4 @@ def assemble(
 ) -> tuple[Tensor, Tensor | None]:
     """`decay x + sum_j w_j N_j` for values N_j `[B, *S]`, and its last Newton term where asked for."""
     out = frame.join(now, next, (step.decay, x), *zip(step.nodes.unbind(-1), values))
-    if not estimate or len(values) < 2:
-        return out, None
-    return out, frame.join(now, now, *zip(step.last.unbind(-1), values))
+    return out, frame.total(*zip(step.last.unbind(-1), values)) if estimate and len(values) > 1 else None

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
 from sdegen.grids import Grid, karras
-from sdegen.level import Level, points
-from sdegen.noise.normals import NoiseSource
-from sdegen.processes.sde import SDE, ReverseSDE
-from sdegen.solvers.base import OneStep, Reverse, Solver, Step, between, check_reverse
-from sdegen.solvers.frames import SIGMA, Frame, check_frame, refuse_grouped
-from sdegen.solvers.starting import Norm, starting_step
-from sdegen.solvers.table import Ask, Known, asked, ends, numbers
+from sdegen.level import Level
+from sdegen.processes.sde import SDE
+from sdegen.solvers.base import Norm, Reverse, Step, between, check_reverse
+from sdegen.solvers.eta import is_zero
+from sdegen.solvers.frame import Frame, ask, check_frame, refuse_grouped
+from sdegen.solvers.frames import SIGMA
+from sdegen.solvers.starting import starting_step
+from sdegen.solvers.table import Leg, Past, Ran, Table
 from sdegen.solvers.tableaus import HEUN, Tableau
-from sdegen.tensors import combine, like, mean_square
+from sdegen.tensors import combine, like, mean_square, widen
 
 
+@strict_keywords
 @dataclass(frozen=True)
-class RungeKutta(OneStep):
+class RungeKutta(Table):
     """An explicit Runge-Kutta method on `dY/dtau = rate Y + N` of a frame, one evaluation per stage.
 
     Deterministic, of the tableau's order; in frame TIME it also runs on a general `sde.probability_flow(score)`. A
@@ -37,7 +39,7 @@ class RungeKutta(OneStep):
 
     def __post_init__(self) -> None:
         if not isinstance(self.tableau, Tableau):
-            raise InvalidTypeError(f"tableau must be a Tableau such as sd.RK4, got {self.tableau!r}")
+            raise InvalidTypeError(f"tableau must be a Tableau such as sd.tableaus.RK4, got {self.tableau!r}")
         check_frame(self.frame)
         refuse_grouped(self, self.frame)
 
@@ -47,7 +49,7 @@ class RungeKutta(OneStep):
         return len(self.tableau.b) - self.tableau.fsal
 
     @property
-    def primes(self) -> int:
+    def init_evals(self) -> int:
         """Network evaluations before the first step."""
         return int(self.tableau.fsal)
 
@@ -62,7 +64,12 @@ class RungeKutta(OneStep):
         return bool(self.tableau.error)
 
     @property
-    def jump(self) -> float:
+    def dense(self) -> bool:
+        """Whether the tableau has dense weights."""
+        return self.tableau.inner(torch.ones((), dtype=torch.float64)) is not None
+
+    @property
+    def max_jump(self) -> float:
         """How far an adaptive step may go in log-SNR: a step sees what lies at its stages."""
         return self.evals / 2
 
@@ -76,40 +83,59 @@ class RungeKutta(OneStep):
         """Data on which one step is exact: those of the frame, where it has no linear part to integrate."""
         return self.frame.exact if self.frame.rate(0.0) == 0.0 else ()
 
-    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[Tensor, ...]:
+    def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
         """The slope at now, where it is carried."""
         check_reverse(self, model, 0.0)
-        return (self._slope(model, x, now),) if self.tableau.fsal else ()
+        if not self.tableau.fsal:
+            return Past(None, ())
+        return Past(None, (widen(self._slope(model, x, now)),))
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[Tensor, ...], noise: NoiseSource | None
-    ) -> Step:
-        """All stages from now to next."""
+    def legs(self, model: Any, now: Level, next: Level, past: Past) -> list[Leg]:
+        """A leg to every stage and one to the end; a carried slope is not asked for, that of the end is."""
+        legs = self._stages(model, now, next)
+        if self.tableau.fsal:  # the last stage is the slope at the end, where x is already
+            legs[0], legs[-1] = legs[0]._replace(want=None), legs[-1]._replace(on_x=None, on=())
+        return legs
+
+    def first_legs(self, model: Any, now: Level, next: Level) -> list[Leg]:
+        """The legs of a step that carries nothing and asks for N at first, where others ask for `rate Y + N` itself."""
+        legs = self._stages(model, now, next)
+        if self.tableau.fsal:
+            legs = legs[:-1]
+        want, rate = self.frame.unit_asked(model, now, 0.0), self.frame.rate(0.0)
+        if not is_zero(rate):
+            more = rate / self.frame.scale(now)
+            legs = [leg._replace(on_x=leg.on_x + leg.on[-1] * more) for leg in legs]
+        return [legs[0]._replace(want=want), *legs[1:]]
+
+    def _stages(self, model: Any, now: Level, next: Level) -> list[Leg]:
+        """A leg from every stage, the slope asked for at its beginning."""
         frame, tableau = self.frame, self.tableau
-        if carry and carry[0].shape != x.shape:
-            raise InvalidArgumentError(
-                f"the carry holds a slope of shape {list(carry[0].shape)} and x has {list(x.shape)}: start anew with "
-                "init() when the batch changes"
-            )
-        h, slopes, out = self._stages(model, x, now, next, *carry)
+        start, into = frame.clock(now), 1 / frame.scale(now)
+        h = frame.clock(next) - start
+        shares = [sum(row) for row in tableau.a]
+        levels = [self._stage(model.process, now, next, start + min(1.0, c) * h, c) for c in shares]
+        legs = []
+        for level, there, row in zip(levels, [*levels[1:], next], [*tableau.a[1:], tableau.b]):
+            scale = frame.scale(there)
+            on = tuple(scale * weight * h if weight else 0.0 for weight in reversed(row))
+            legs.append(Leg(level, frame.slope_asked(model, level), scale * into, on))
+        return legs
+
+    def judged(self, model: Any, x: Tensor, now: Level, next: Level, at: Any, ran: Ran, step: Step) -> Step:
+        """The step with its embedded error, and the slopes for dense output."""
+        frame, tableau = self.frame, self.tableau
+        slopes = ran[1][: len(tableau.b)][::-1]
         error = None
         if tableau.error:
-            scale = frame.scale(next) * h
+            scale = frame.scale(next) * (frame.clock(next) - frame.clock(now))
             error = combine(*((scale * weight, k) for weight, k in zip(tableau.error, slopes) if weight))
             if tableau.second:
                 other = combine(*((scale * weight, k) for weight, k in zip(tableau.second, slopes) if weight))
                 size, second = mean_square(error), mean_square(other)
                 whole = size + 0.01 * second
                 error = error * like(torch.sqrt(size / torch.where(whole > 0, whole, 1.0)), error)
-        after = (slopes[-1],) if tableau.fsal else ()
-        return Step(out, after, error, float(tableau.order_error), inner=(x, *slopes))
-
-    def through(self, model: Reverse, x: Tensor, now: Level, next: Level, first: Tensor | None = None) -> Tensor:
-        """x at `next` by all stages; `first` is N at now, where it is known already."""
-        rate = self.frame.rate(0.0)
-        if first is not None and rate:
-            first = combine((rate / self.frame.scale(now), x), (torch.ones_like(now.t), first))
-        return self._stages(model, x, now, next, first)[2]
+        return step._replace(error=error, order=float(tableau.order_error), inner=(x, *slopes))
 
     def inside(self, process: SDE, now: Level, next: Level, inner: tuple[Tensor, ...], at: Level) -> Tensor:
         """x at a level inside of a step, by the tableau's dense weights. Raises InvalidArgumentError without them."""
@@ -124,11 +150,11 @@ class RungeKutta(OneStep):
         return combine((scale / frame.scale(now), x), *terms).to(x.dtype)
 
     def first_step(
-        self, model: Reverse, x: Tensor, now: Level, end: Level, carry: tuple[Tensor, ...], norm: Norm
+        self, model: Reverse, x: Tensor, now: Level, end: Level, carry: Past, norm: Norm
     ) -> tuple[Tensor, int]:
         """The clock's first step, `[]` or `[B]`, from the slope and its change over a small step (`starting_step`)."""
-        slope = carry[0] if carry else self._slope(model, x, now)
-        return starting_step(
+        slope = carry.values[0] if carry.values else self._slope(model, x, now)
+        step = starting_step(
             self.frame,
             lambda y, level: self._slope(model, y, level),
             model.process,
@@ -138,75 +164,15 @@ class RungeKutta(OneStep):
             slope,
             norm,
             self.tableau.order,
-        ), 2 - len(carry)
+        )
+        return step, 2 - len(carry.values)
 
-    def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
-        """A solver per step of the grid with levels `[n + 1]`, in frames without a linear part; the same method."""
-        frame = self.frame
-        if isinstance(model, ReverseSDE) or frame.rate(0.0) != 0.0 or self.tableau.fsal:
-            return ()
-        now, next = ends(levels)
-        start = frame.clock(now)
-        h, into = frame.clock(next) - start, 1 / frame.scale(now)
-        here = [self._stage(model, now, next, start + sum(row) * h, sum(row)) for row in self.tableau.a]
-        asks = [asked(model, level, frame.want(model.process, level, 0.0)) for level in here]
-        rows = []
-        for level, row in zip([*here, next], [*self.tableau.a, self.tableau.b]):
-            scale = frame.scale(level)
-            rows.append(numbers(torch.stack([scale * into, *(scale * weight * h for weight in row)], -1)))
-        return [_Known(self, *parts) for parts in zip(zip(*map(points, here)), zip(*asks), zip(*rows))]
-
-    def _slope(self, model: Reverse, x: Tensor, level: Level) -> Tensor:
+    def _slope(self, model: Any, x: Tensor, level: Level) -> Tensor:
         """`rate Y + N` at x."""
-        n, rate = self.frame.field(model, x, level, 0.0), self.frame.rate(0.0)
-        if not rate:
-            return n
-        return combine((rate / self.frame.scale(level), x), (torch.ones_like(level.t), n))
+        return ask(model, x, level, self.frame.slope_asked(model, level))
 
-    def _stages(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, first: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The clock's step, the slopes of Y at all stages (`first`: the one at now, where it is known), x at next."""
-        frame, start = self.frame, self.frame.clock(now)
-        h = frame.clock(next) - start
-        into, fsal = 1 / frame.scale(now), self.tableau.fsal
-        slopes = [self._slope(model, x, now) if first is None else first]
-        at = x
-        for row in self.tableau.a[1:]:
-            c = min(1.0, sum(row))
-            level = self._stage(model, now, next, start + c * h, c)
-            scale = frame.scale(level)
-            terms = [(scale * weight * h, k) for weight, k in zip(row, slopes) if weight]
-            at = combine((scale * into, x), *terms).to(x.dtype)
-            slopes.append(self._slope(model, at, level))
-        if fsal:
-            return h, slopes, at
-        scale = frame.scale(next)
-        terms = [(scale * weight * h, k) for weight, k in zip(self.tableau.b, slopes) if weight]
-        return h, slopes, combine((scale * into, x), *terms).to(x.dtype)
-
-    def _stage(self, model: Reverse, now: Level, next: Level, tau: Tensor, c: float) -> Level:
+    def _stage(self, process: SDE, now: Level, next: Level, tau: Tensor, c: float) -> Level:
         """The level of the stage at the share c of the step, at the clock tau."""
         if c == 0.0 or abs(c - 1) < 1e-12:
             return next if c else now
-        return between(model.process, self.frame.level(model.process, tau).t, now, next)
-
-
-@dataclass(frozen=True)
-class _Known(Known):
-    """One step on a known grid: the levels of the stages, and the weights of x and the slopes, row by row."""
-
-    levels: tuple[Level, ...]
-    asks: tuple[Ask, ...]
-    rows: tuple[list[float], ...]
-
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
-    ) -> Step:
-        slopes: list[Tensor] = []
-        at = x
-        for level, ask, row in zip(self.levels, self.asks, self.rows[1:]):
-            slopes.append(ask(model, at, level))
-            terms = [(weight, k) for weight, k in zip(row[1:], slopes) if weight]
-            at = combine((row[0], x), *terms).to(x.dtype)
-        return Step(at, carry)
+        return between(process, self.frame.level(process, tau).t, now, next)

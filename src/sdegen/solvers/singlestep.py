@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.grids import Grid, by_snr
-from sdegen.level import Level, points
-from sdegen.noise.normals import NoiseSource
+from sdegen.level import Level
 from sdegen.processes.process import Process
-from sdegen.processes.sde import ReverseSDE, check_eta
-from sdegen.solvers.base import OneStep, Reverse, Solver, Step, between, check_reverse, check_score_model, draw
-from sdegen.solvers.eta import ByLevel, of_step
-from sdegen.solvers.frames import DATA, Frame, check_frame, refuse_grouped
-from sdegen.solvers.quadrature import weights
-from sdegen.solvers.table import Ask, Known, asked, ends, numbers, vectorised
-from sdegen.tensors import combine
+from sdegen.processes.sde import check_eta
+from sdegen.solvers.base import Reverse, between, check_reverse, check_score_model
+from sdegen.solvers.eta import eta_of_step
+from sdegen.solvers.frame import Frame, check_frame, refuse_grouped
+from sdegen.solvers.frames import DATA
+from sdegen.solvers.quadrature import inner_eta, weights
+from sdegen.solvers.table import Leg, Past, Table
 
 
-class _Leg(NamedTuple):
-    """From `now` to a stage or to the end: its level, the weights of x and of the nodes `which`; for the noise, how
-    much of what was gathered up to the stage before is left, and the spread of what comes on top."""
-
-    level: Level
-    which: tuple[int, ...]
-    decay: Any
-    nodes: Sequence[Any]
-    left: Any
-    spread: Any
-    fresh: bool
-
-
+@strict_keywords
 @dataclass(frozen=True)
-class Singlestep(OneStep):
+class Singlestep(Table):
     """Stages at the shares `stages` of the step in lam, each from all nodes before it; the step itself from `final`.
 
     Node 0 is the evaluation at now, node i that at stage i. `final` names the nodes whose polynomial, integrated
@@ -99,99 +86,37 @@ class Singlestep(OneStep):
         """Data on which one step is exact: those of the frame, for eta > 0 where its linear part holds the noise."""
         return self.frame.exact if not self.stochastic or self.frame.lawful else ()
 
-    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        """An empty carry."""
+    def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
+        """An empty past."""
         check_score_model(self, model)
         check_reverse(self, model, self.eta)
-        return ()
+        return Past(None, ())
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
-    ) -> Step:
-        """All stages, then the step."""
-        process = check_score_model(self, model).process
-        eta = of_step(self.eta, now, next)
-
-        def ask(k: int, x: Tensor, level: Level) -> Tensor:
-            return self.frame.field(model, x, level, eta, unit=True)
-
-        return Step(_run(list(self._legs(process, now, next)), ask, x, now, noise if self.stochastic else None), carry)
-
-    def _legs(self, process: Process, now: Level, next: Level) -> Iterator[_Leg]:
-        """The legs of a step, or of steps with levels `[n]`."""
-        levels = [now]
+    def legs(self, model: Any, now: Level, next: Level, past: Past) -> list[Leg]:
+        """A leg to every stage, and one to the end."""
+        frame, process = self.frame, model.process
+        step_eta = eta_of_step(self.eta, now, next)
+        # an eta of the step is that of its stages; one of the level is its mean over each leg
+        eta = step_eta if inner_eta(self.eta, frame) is None else self.eta
+        levels, legs = [now], []
         for i, c in enumerate((*self.stages, 1.0)):
-            level = next if c == 1.0 else _inside(process, now, next, c)
+            here, there = levels[-1], next if c == 1.0 else _inside(process, now, next, c)
             which = self.final if i == len(self.stages) else tuple(range(i + 1))
-            at = torch.stack([self.frame.coordinate(levels[j]) for j in which], -1)
-            # an eta of the step is that of its stages; one of the level is its mean over each leg
-            inner = isinstance(self.eta, ByLevel) and isinstance(self.frame, type(DATA))
-            eta = self.eta if inner else of_step(self.eta, now, next)
-            part = weights(self.frame, eta, now, level, at, unit=True)
-            left, spread = torch.ones_like(now.lam), torch.zeros_like(now.lam)
-            fresh = level is not levels[-1]
+            at = torch.stack([frame.coordinate(levels[j]) for j in which], -1)
+            part = weights(frame, eta, now, there, at, unit=True)
+            on: list[Any] = [0.0] * (i + 1)
+            for j, weight in zip(which, part.nodes.unbind(-1)):
+                on[i - j] = weight
+            left, spread, fresh = 1.0, 0.0, there is not here
             if self.stochastic and fresh:
-                left = weights(self.frame, eta, levels[-1], level, at[..., :1], unit=True).decay
-                spread = self.frame.spread(process, levels[-1], level, of_step(eta, levels[-1], level))
-            yield _Leg(level, which, part.decay, part.nodes.unbind(-1), left, spread, fresh)
-            levels.append(level)
-
-    def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
-        """A solver per step of the grid with levels `[n + 1]`, all weights computed at once; the same method."""
-        if isinstance(model, ReverseSDE):
-            return ()
-        now, next = ends(levels)
-        if not vectorised(self.eta, now, next):
-            return ()
-        legs = list(self._legs(check_score_model(self, model).process, now, next))
-        eta = of_step(self.eta, now, next)
-        here = [now, *(leg.level for leg in legs[:-1])]
-        asks = [asked(model, level, self.frame.unit(model.process, level, eta)) for level in here]
-        steps = zip(zip(*map(_split, legs)), zip(*asks))
-        return [_Known(self, steps_legs, steps_asks) for steps_legs, steps_asks in steps]
+                left = weights(frame, eta, here, there, at[..., :1], unit=True).decay  # type: ignore[assignment]
+                spread = frame.spread(process, here, there, eta_of_step(eta, here, there))  # type: ignore[assignment]
+            want = frame.unit_asked(model, here, step_eta)
+            legs.append(Leg(here, want, part.decay, tuple(on), (), left, spread, fresh))
+            levels.append(there)
+        return legs
 
 
 def _inside(process: Process, now: Level, next: Level, c: float) -> Level:
     """The level at the share c of the way in lam."""
     return between(process, process.at(now.lam + c * (next.lam - now.lam)).t, now, next)
-
-
-def _split(leg: _Leg) -> list[_Leg]:
-    """Legs of single steps, with plain numbers, from those of all steps."""
-    nodes = zip(*(numbers(w) for w in leg.nodes))
-    parts = zip(numbers(leg.decay), nodes, numbers(leg.left), numbers(leg.spread))
-    return [_Leg(level, leg.which, *part, leg.fresh) for level, part in zip(points(leg.level), parts)]
-
-
-def _run(
-    legs: Sequence[_Leg], ask: Callable[[int, Tensor, Level], Tensor], x: Tensor, now: Level, noise: NoiseSource | None
-) -> Tensor:
-    """x carried along the legs."""
-    values: list[Tensor] = []
-    here, at, kick = x, now, None
-    for k, leg in enumerate(legs):
-        values.append(ask(k, here, at))
-        out = combine((leg.decay, x), *zip(leg.nodes, (values[j] for j in leg.which)))
-        if noise is not None:
-            if leg.fresh:
-                fresh = (leg.spread, draw(noise, x, at, leg.level))
-                kick = combine(fresh) if kick is None else combine((leg.left, kick), fresh)
-            out = out if kick is None else out + kick
-        here, at = out.to(x.dtype), leg.level
-    return here
-
-
-@dataclass(frozen=True)
-class _Known(Known):
-    """One step on a known grid: its legs, and what the network is asked at the beginning of each."""
-
-    legs: Sequence[_Leg]
-    asks: Sequence[Ask]
-
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
-    ) -> Step:
-        def ask(k: int, x: Tensor, level: Level) -> Tensor:
-            return self.asks[k](model, x, level)
-
-        return Step(_run(self.legs, ask, x, now, noise if self.stochastic else None), carry)

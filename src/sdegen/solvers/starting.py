@@ -9,11 +9,9 @@ from torch import Tensor
 
 from sdegen.level import Level
 from sdegen.processes.sde import SDE
-from sdegen.solvers.frames import Frame
+from sdegen.solvers.base import Norm
+from sdegen.solvers.frame import Frame
 from sdegen.tensors import combine, power
-
-Norm = Callable[[Tensor, Tensor, Tensor, Level], Tensor]
-"""`norm(error, x_now, x_next, level) -> [B]`: the size of an error `[B, *S]` in units of what is allowed there."""
 
 
 def starting_step(

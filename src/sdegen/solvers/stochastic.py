@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.grids import Grid, natural
 from sdegen.level import Level
 from sdegen.noise.normals import NoiseSource
-from sdegen.processes.process import Process
 from sdegen.processes.sde import check_eta
 from sdegen.solvers.base import OneStep, Reverse, Step, check_reverse, check_score_model, draw
 from sdegen.solvers.frames import TIME
@@ -25,6 +25,7 @@ class _InTime(OneStep):
 
     eta: float = 1.0
     grid: Grid = field(default=natural, repr=False)
+    convergence = 1
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
@@ -34,17 +35,13 @@ class _InTime(OneStep):
         """Whether eta is not zero."""
         return self.eta > 0
 
-    @property
-    def convergence(self) -> int:
-        """Weak order 1."""
-        return 1
-
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
         """An empty carry."""
         check_reverse(self, model, self.eta)
         return ()
 
 
+@strict_keywords
 @dataclass(frozen=True)
 class EulerMaruyama(_InTime):
     """Euler-Maruyama in t on the reverse SDE, for scalar, diagonal and matrix noise (Maruyama 1955).
@@ -67,6 +64,7 @@ class EulerMaruyama(_InTime):
         return Step(out.to(x.dtype), carry)
 
 
+@strict_keywords
 @dataclass(frozen=True)
 class Milstein(EulerMaruyama):
     """Euler-Maruyama with the next term of the Ito-Taylor expansion, `g g' (dw^2 - dt)/2` (Milstein 1975).
@@ -91,7 +89,7 @@ class Milstein(EulerMaruyama):
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
     ) -> Step:
         """One Milstein step."""
-        if not self.stochastic or isinstance(model.process, Process):
+        if not self.stochastic or model.process.gaussian:
             return super().step(model, x, now, next, carry, noise)
         h, wide = next.t - now.t, widen(x)
         out = combine((torch.ones_like(h), x), (h, TIME.field(model, x, now, self.eta)))
@@ -105,6 +103,62 @@ class Milstein(EulerMaruyama):
         return Step((out + g * dw + slope * (dw * dw - like(h.abs(), out)) / 2).to(x.dtype), carry)
 
 
+class _Noise(NamedTuple):
+    """The noise of a step, made of `g(x, level)`, here that at x and now, `ahead = x + drift dt` and `dw = root z`."""
+
+    g: Callable[[Tensor, Level], Tensor]
+    here: Tensor
+    x: Tensor
+    ahead: Tensor
+    now: Level
+    next: Level
+    root: Tensor
+    dw: Tensor
+
+    def mean(self) -> Tensor:
+        """The mean of g at both times."""
+        return (diffuse(self.here, self.dw, self.x) + diffuse(self.g(self.x, self.next), self.dw, self.x)) / 2
+
+    def diagonal(self) -> Tensor:
+        """The terms of noises each of which drives its own coordinate."""
+        size, one = like(self.root, self.x), torch.ones_like(self.x)
+        g = diffuse(self.here, one, self.x)
+        up, down = (diffuse(self.g(self.ahead + s * (size * g), self.next), one, self.x) for s in (1, -1))
+        return _add(torch.zeros_like(self.x), up, down, 2 * g, self.dw, self.dw * self.dw - size * size, size) / 4
+
+    def matrix(self, signs: Tensor) -> Tensor:
+        """The terms of every pair of noises; the two-point variables V are the signs `[B, M, M]` of fresh normals."""
+        count, size, narrow = self.here.shape[-1], like(self.root, self.x), like(self.root, self.dw)
+        signs = signs.tril(-1)
+        square = narrow * narrow
+        double = (square[..., None] if narrow.ndim else square) * (signs - signs.mT)
+        columns = self.here.unbind(-1)
+        sides = [size * column for column in columns]
+        both = [(self.g(self.x + side, self.now), self.g(self.x - side, self.now)) for side in sides]
+        total = torch.zeros_like(self.x)
+        for j, own in enumerate(columns):
+            w = _column(self.dw[:, j], self.x)
+            up, down = (self.g(self.ahead + s * sides[j], self.next)[..., j] for s in (1, -1))
+            total = _add(total, up, down, 2 * own, w, w * w - size * size, size)
+            for r in range(count):
+                if r != j:
+                    up, down = both[r][0][..., j], both[r][1][..., j]
+                    cross = w * _column(self.dw[:, r], self.x) + _column(double[:, r, j], self.x)
+                    total = _add(total, up, down, -2 * own, w, cross, size)
+        return total / 4
+
+
+def _add(total: Tensor, up: Tensor, down: Tensor, twice: Tensor, dw: Tensor, square: Tensor, size: Tensor) -> Tensor:
+    """A sum with the terms of g at two sides, `size` times g away: its mean times dw, its slope times `square`."""
+    return total + (up + down + twice) * dw + (up - down) * square / size
+
+
+def _column(v: Tensor, x: Tensor) -> Tensor:
+    """One number per row, `[B]`, shaped to multiply x."""
+    return v.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+@strict_keywords
 @dataclass(frozen=True)
 class StochasticHeun(_InTime):
     """Heun's method in t: the mean of the drifts at both ends, and of g at both times (Kloeden & Platen 1992, ch. 15).
@@ -113,15 +167,10 @@ class StochasticHeun(_InTime):
     strong order 1 where g does not depend on x, as on every `Process`; weak order 1 otherwise. Two evaluations a step.
     """
 
-    @property
-    def evals(self) -> int:
-        """Two network evaluations per step."""
-        return 2
-
-    @property
-    def convergence(self) -> int:
-        """Order 2: of the path for eta = 0, of the law where g does not depend on x for eta > 0."""
-        return 2
+    evals = 2
+    convergence = 2
+    follows: ClassVar[bool] = False
+    """Whether g's dependence on x enters, by differences."""
 
     def step(
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
@@ -138,29 +187,26 @@ class StochasticHeun(_InTime):
         ahead = combine((one, wide), (h, drift))
         kick = ahead.new_zeros(())
         if self.stochastic:
-            g = self.eta * model.process.diffusion(wide, now.t)
-            dw = draw(noise, noise_like(g, x), now, next)
-            dw = like(h.abs().sqrt(), dw) * dw
-            kick = self._kick(model, wide, ahead, now, next, g, dw, noise)
-            ahead = ahead + diffuse(g, dw, wide)
+
+            def g(y: Tensor, level: Level) -> Tensor:
+                return self.eta * model.process.diffusion(y, level.t)
+
+            here = g(wide, now)
+            dw = draw(noise, noise_like(here, x), now, next)
+            parts = _Noise(g, here, wide, ahead, now, next, h.abs().sqrt(), like(h.abs().sqrt(), dw) * dw)
+            if not self.follows or model.process.gaussian:
+                kick = parts.mean()
+            elif here.ndim <= x.ndim:
+                kick = parts.diagonal()
+            else:
+                count = here.shape[-1]
+                kick = parts.matrix(torch.sign(draw(noise, dw.new_empty(dw.shape[0], count, count), now, next, 1)))
+            ahead = ahead + diffuse(here, parts.dw, wide)
         later = TIME.field(model, ahead.to(x.dtype), next, self.eta)
         return combine((one, wide), (h / 2, drift), (h / 2, later)) + kick, ahead
 
-    def _kick(
-        self,
-        model: Reverse,
-        x: Tensor,
-        ahead: Tensor,
-        now: Level,
-        next: Level,
-        g: Tensor,
-        dw: Tensor,
-        noise: NoiseSource | None,
-    ) -> Tensor:
-        """The noise of the step; `ahead` is `x + drift dt`, g that at now."""
-        return (diffuse(g, dw, x) + diffuse(self.eta * model.process.diffusion(x, next.t), dw, x)) / 2
 
-
+@strict_keywords
 @dataclass(frozen=True)
 class StochasticRungeKutta(StochasticHeun):
     """The explicit Runge-Kutta method of weak order 2 on any reverse SDE (Platen; Kloeden & Platen 1992, eq. 15.1.3).
@@ -170,70 +216,10 @@ class StochasticRungeKutta(StochasticHeun):
     does not depend on x it is `StochasticHeun`. Two evaluations a step.
     """
 
-    def _kick(
-        self,
-        model: Reverse,
-        x: Tensor,
-        ahead: Tensor,
-        now: Level,
-        next: Level,
-        g: Tensor,
-        dw: Tensor,
-        noise: NoiseSource | None,
-    ) -> Tensor:
-        process, root = model.process, (next.t - now.t).abs().sqrt()
-        if isinstance(process, Process):
-            return super()._kick(model, x, ahead, now, next, g, dw, noise)
-        size = like(root, x)
-
-        def at(y: Tensor, level: Level) -> Tensor:
-            return self.eta * process.diffusion(y, level.t)
-
-        if g.ndim <= x.ndim:
-            side = size * diffuse(g, torch.ones_like(x), x)
-            up, down = (diffuse(at(ahead + s * side, next), torch.ones_like(x), x) for s in (1, -1))
-            here = diffuse(g, torch.ones_like(x), x)
-            return ((up + down + 2 * here) * dw + (up - down) * (dw * dw - size * size) / size) / 4
-        return self._matrix(at, x, ahead, now, next, g, dw, noise, root)
-
-    def _matrix(
-        self,
-        at: Callable[[Tensor, Level], Tensor],
-        x: Tensor,
-        ahead: Tensor,
-        now: Level,
-        next: Level,
-        g: Tensor,
-        dw: Tensor,
-        noise: NoiseSource | None,
-        root: Tensor,
-    ) -> Tensor:
-        """The terms of every pair of noises; the two-point variables V are signs of normals of their own."""
-        count, size, narrow = g.shape[-1], like(root, x), like(root, dw)
-        signs = torch.sign(draw(noise, dw.new_empty(dw.shape[0], count, count), now, next, 1)).tril(-1)
-        double = (
-            (narrow * narrow)[..., None] * (signs - signs.mT) if narrow.ndim else narrow * narrow * (signs - signs.mT)
-        )
-        sides = [size * g[..., j] for j in range(count)]
-        both = [(at(x + side, now), at(x - side, now)) for side in sides]
-        total = torch.zeros_like(x)
-        for j in range(count):
-            own, w = g[..., j], _column(dw[:, j], x)
-            up, down = (at(ahead + s * sides[j], next)[..., j] for s in (1, -1))
-            total = total + (up + down + 2 * own) * w + (up - down) * (w * w - size * size) / size
-            for r in range(count):
-                if r != j:
-                    up, down = both[r][0][..., j], both[r][1][..., j]
-                    cross = w * _column(dw[:, r], x) + _column(double[:, r, j], x)
-                    total = total + (up + down - 2 * own) * w + (up - down) * cross / size
-        return total / 4
+    follows = True
 
 
-def _column(v: Tensor, x: Tensor) -> Tensor:
-    """One number per row, `[B]`, shaped to multiply x."""
-    return v.reshape(-1, *(1,) * (x.ndim - 1))
-
-
+@strict_keywords
 @dataclass(frozen=True)
 class ReverseDiffusion(OneStep):
     """The reverse-diffusion predictor: the forward step's own discretisation, reversed (Song et al. 2021, eq. 46).
@@ -242,16 +228,8 @@ class ReverseDiffusion(OneStep):
     """
 
     grid: Grid = field(default=natural, repr=False)
-
-    @property
-    def stochastic(self) -> bool:
-        """Always: it draws one normal per step."""
-        return True
-
-    @property
-    def convergence(self) -> int:
-        """Weak order 1."""
-        return 1
+    stochastic = True
+    convergence = 1
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
         """An empty carry."""
@@ -262,7 +240,55 @@ class ReverseDiffusion(OneStep):
         self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
     ) -> Step:
         """One reverse-diffusion step."""
-        model = check_score_model(self, model)
-        a, s = model.process.kernel(next, now)
-        out = combine((2 - a, x), (s * s, model(x, now, "score")))
+        scored = check_score_model(self, model)
+        a, s = scored.process.kernel(next, now)
+        out = combine((2 - a, x), (s * s, scored(x, now, "score")))
         return Step((out + like(s, out) * draw(noise, x, now, next)).to(x.dtype), carry)
+
+
+@strict_keywords
+@dataclass(frozen=True)
+class EmbeddedHeun(StochasticRungeKutta):
+    """`StochasticRungeKutta`, its difference to the Euler-Maruyama step inside of it the error; two evaluations a step.
+
+    Where g does not depend on x it is `StochasticHeun`, and `error = (drift^ - drift) dt/2 + (g(next) - g(now)) dw/2`.
+    Where it does, the term in `dw^2 - dt` gives it strong order 1: steps that are chosen by the noise they meet
+    converge to another limit in methods of order 1/2 (Gaines & Lyons 1997), and so matrix noise that depends on x,
+    whose order 1 needs more than increments, is refused with InvalidArgumentError. Jolicoeur-Martineau et al. 2021,
+    alg. 1, for the embedded pair; Roberts 2012 for the stochastic Heun step.
+    """
+
+    adaptive = True
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
+        """An empty carry."""
+        super().init(model, x, now)
+        wide = widen(x)
+        matrix = self.stochastic and len(x) > 0 and model.process.diffusion(wide, now.t).ndim > x.ndim
+        if matrix and model.process.divergence(wide, now.t) is not None:
+            raise InvalidArgumentError(
+                f"{self} adapts its steps, and the matrix noise of {model.process} depends on x: use "
+                "stochastic_runge_kutta() or euler_maruyama() with a number of steps"
+            )
+        return ()
+
+    def step(
+        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
+    ) -> Step:
+        """One step, and what Euler-Maruyama would have made of it."""
+        out, euler = self._both(model, x, now, next, noise)
+        return Step(out.to(x.dtype), carry, out - euler, 1.5 if self.stochastic else 2.0)
+
+
+@dataclass(frozen=True)
+class ExactTransition(OneStep):
+    """The exact transition of a forward SDE that knows its own, from data to noise: no evaluation, no error."""
+
+    evals = 0
+    stochastic = True
+
+    def step(
+        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
+    ) -> Step:
+        """x at `next`, drawn given x now."""
+        return Step(model.process.transit(x, now, next, draw(noise, x, now, next)).to(x.dtype), carry)

@@ -1,185 +1,324 @@
-"""Steps whose weights are known before the first one: a network call and a linear combination with plain numbers."""
+"""One executor for every method that is a table: answers of the network, and linear combinations with known weights.
+
+A step asks the network once per leg and combines, `x = on_x start + sum_j on_j values_j + noise`. Multistep methods
+have one leg and a past, singlestep and Runge-Kutta methods several legs, plans weights that were fitted. Weights are
+numbers or tensors `[]` or `[B]`; for a known grid they are worked out at once, `[n]`, and split into plain numbers.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdegen.grids import Grid
-from sdegen.level import Level
-from sdegen.noise.normals import NoiseSource
-from sdegen.scores.model import ScoreModel
-from sdegen.scores.previews import Watched
-from sdegen.solvers.base import Reverse, Solver, Step, check_reverse, draw
-from sdegen.solvers.quadrature import Weights
+from sdegen.errors import InvalidArgumentError
+from sdegen.level import Level, points
+from sdegen.noise import NoiseSource
+from sdegen.scores.model import Want
+from sdegen.solvers.base import Reverse, Solver, Step, draw
+from sdegen.solvers.eta import EachStep, StepEta
+from sdegen.solvers.frame import Frame
+from sdegen.solvers.quadrature import FAR
 from sdegen.tensors import combine, widen
 
-Pair = tuple[Tensor, Tensor]
+Answer = Callable[[Any, Tensor, Level], Tensor]
+"""`(model, x, level) -> value`: what a leg asks, where that is not a prediction."""
 
 
-def ends(levels: Level) -> tuple[Level, Level]:
-    """Where the steps between levels `[n + 1]` begin and end, `[n]` each."""
-    return Level(*(v[:-1] for v in levels)), Level(*(v[1:] for v in levels))
+class Leg(NamedTuple):
+    """One part of a step: ask for `want` at `level`, then go on with `on_x start + sum_j on[j] values[j] + noise`.
+
+    want: a prediction, a function `(model, x, level)`, or None where nothing is asked. on_x: the weight of the step's
+    start, None to stay (the last slope of an FSAL method). on: the weights of the values, newest first. again: weights
+    of x, the last start and the values, which first correct this step's start (PEC). left: what is left of the noise
+    so far; spread: that of the noise which comes on top where `fresh`.
+    """
+
+    level: Level
+    want: Any
+    on_x: Any
+    on: tuple[Any, ...] = ()
+    again: tuple[Any, ...] = ()
+    left: Any = 1.0
+    spread: Any = 0.0
+    fresh: bool = False
 
 
-def vectorised(eta: Any, now: Level, next: Level) -> bool:
-    """Whether eta, where it is a function, takes all steps at once; one that does not is asked step by step."""
-    if not callable(eta):
-        return True
-    try:
-        value = eta(now, next)
-    except (TypeError, ValueError, RuntimeError):  # as of a comparison of one level, written for a single step
+class Past(NamedTuple):
+    """What a table carries: where past values sit `[..., m]`, the values, newest first, and how many steps were taken.
+
+    at is None where no polynomial goes through them. level, start, kick: where the last step began, the x it began
+    from, and the noise it added; for a corrector.
+    """
+
+    at: Tensor | None
+    values: tuple[Tensor, ...]
+    taken: int = 0
+    level: Level | None = None
+    start: Tensor | None = None
+    kick: Tensor | None = None
+
+
+Ran = tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor | None]
+"""The end of a step's legs: x in working precision, all values, newest first, the corrected start, the noise."""
+
+
+def run(
+    legs: Sequence[Leg], model: Any, x: Tensor, past: Past, noise: NoiseSource | None, end: Level, grouped: Any = None
+) -> Ran:
+    """x carried along the legs of one step; `grouped`: a frame that combines direction by direction."""
+    values, start, kick, here, out = past.values, x, None, x, x
+    for k, (level, want, on_x, on, again, left, spread, fresh) in enumerate(legs):
+        if want is not None:
+            # a prediction is a name or a pair; anything else knows how to ask
+            asked = want(model, here, level) if callable(want) else widen(model(here, level, want))
+            values = (asked, *values)
+        if again and past.start is not None:
+            own, *rest = again
+            terms = zip(rest, (past.start, *values))
+            moved = () if past.kick is None else ((1.0 - own, past.kick),)
+            if grouped is None:
+                start = combine((own, x), *terms, *moved)
+            else:
+                start = grouped.join(past.level, level, *terms)
+                start = start if past.kick is None else start + past.kick
+        if on_x is None:
+            continue
+        there = legs[k + 1].level if k + 1 < len(legs) else end
+        terms = zip((on_x, *on), (start, *values))
+        out = combine(*terms) if grouped is None else grouped.join(level, there, *terms)
+        if noise is not None:
+            if fresh:
+                z = draw(noise, x, level, there)
+                if grouped is not None:
+                    kick = grouped.kick(spread, z)
+                else:
+                    kick = combine((spread, z)) if kick is None else combine((left, kick), (spread, z))
+            out = out if kick is None else out + kick
+        here = out.to(x.dtype)
+    return out, values, start, kick
+
+
+def needed(noise: NoiseSource | None, solver: Solver) -> NoiseSource | None:
+    """The source for a solver that draws, None for another. Raises InvalidArgumentError where it is missing."""
+    if solver.stochastic and noise is None:
+        raise InvalidArgumentError("this solver draws noise: give a noise source, sd.White(sd.noise.seeds(0, B))")
+    return noise if solver.stochastic else None
+
+
+class Table(Solver):
+    """A method that is a table: a subclass says the legs of a step, given where past values sit."""
+
+    frame: Frame
+    eta: Any = 0.0
+
+    @abstractmethod
+    def legs(self, model: Any, now: Level, next: Level, past: Past) -> list[Leg]:
+        """The legs of a step for levels `[]`, `[B]` or, on a known grid, `[n]`; `past.at[..., 0]` is now's node."""
+
+    @property
+    def clock_frame(self) -> Frame:
+        """The frame."""
+        return self.frame
+
+    @property
+    def remembers_start(self) -> bool:
+        """Whether a step's start and noise are carried, for a corrector."""
         return False
-    return isinstance(value, Tensor) and value.shape == now.t.shape
+
+    def skipped(self, count: int) -> int:
+        """How many of the newest values of a step are not carried."""
+        return 0
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
+        """A past of values so far away that they have no weight."""
+        wide = widen(x)
+        here = self.frame.coordinate(now)
+        far = FAR * torch.arange(1, self.memory + 1, dtype=here.dtype, device=here.device)
+        at = far.expand(*here.shape, -1).clone()
+        # every leaf its own tensor: shared ones would make a compiled step specialise on the sharing
+        values = tuple(torch.zeros_like(wide) for _ in range(self.memory))
+        if not self.remembers_start:
+            return Past(at, values)
+        kick = torch.zeros_like(wide) if self.stochastic else None
+        return Past(at, values, 0, Level(*(v.clone() for v in now)), wide.clone(), kick)
+
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Past, noise: NoiseSource | None) -> Step:
+        """The legs from now to next."""
+        if carry.values and carry.values[0].shape != x.shape:
+            raise InvalidArgumentError(
+                f"the history holds values of shape {list(carry.values[0].shape)} and x has {list(x.shape)}: "
+                "start anew with init() when the batch changes"
+            )
+        at = carry.at
+        if at is not None:
+            # a new tensor: in TIME the coordinate is the level's t, which the carry may hold too
+            at = torch.cat([self.frame.coordinate(now)[..., None], at], -1)
+        legs = self.legs(model, now, next, carry._replace(at=at))
+        grouped = self.frame if self.frame.grouped else None
+        ran = run(legs, model, x, carry, needed(noise, self), next, grouped)
+        after = self._after(carry, None if at is None else at[..., : self.memory], ran, now)
+        return self.judged(model, x, now, next, at, ran, Step(ran[0].to(x.dtype), after))
+
+    def judged(self, model: Any, x: Tensor, now: Level, next: Level, at: Any, ran: Ran, step: Step) -> Step:
+        """The step with its error estimate and what dense output needs, where the method has them."""
+        return step
+
+    def _after(self, carry: Past, at: Tensor | None, ran: Ran, now: Level) -> Past:
+        """The carry for the next step."""
+        count = min(carry.taken + 1, self.starting)
+        skip = self.skipped(carry.taken)
+        _, values, start, kick = ran
+        values = values[skip : skip + self.memory]
+        if not self.remembers_start:
+            return Past(at, values, count)
+        return Past(at, values, count, now, widen(start), kick)
+
+    def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
+        """All steps of a grid with levels `[n + 1]`: the same legs for tensors `[n]`, split into plain numbers."""
+        if not model.answers or self.frame.grouped:
+            return ()
+        method = self
+        if callable(self.eta) and not isinstance(self.eta, StepEta):
+            method = replace(self, eta=EachStep(self.eta))  # type: ignore[type-var]
+        now, next = ends(levels)
+        legs = method.legs(model, now, next, nodes(method, now))
+        split = plain(legs, model, len(now.t))
+        if split is None:
+            return ()
+        if len(legs) == 1 and not self.memory:
+            split = [(folded(leg),) for (leg,) in split]
+        return self.rows(split)
+
+    def rows(self, steps: Sequence[tuple[Leg, ...]], skip: int = 0) -> list[Solver]:
+        """One solver per step, from its legs with plain numbers."""
+        evals = sum([leg.want is not None for leg in steps[0]])
+        own = evals, self.memory, skip, self.remembers_start, self.stochastic
+        return [Row(self, legs, *own) for legs in steps]
 
 
-def plain(model: object) -> TypeGuard[ScoreModel]:
-    """Whether a model's predictions are those of `ScoreModel`, linear in x and its raw output, watched or not."""
-    return type(model.model if isinstance(model, Watched) else model) is ScoreModel
+@dataclass(frozen=True)
+class Row(Solver):
+    """One step of a table on a known grid: its legs, with plain numbers.
 
+    keep: how many values are carried, after leaving out the `skip` newest; remembers, draws: whether the start and its
+    noise are carried, and whether there is noise. They are the method's, worked out once.
+    """
 
-class LearnedError(Exception):
-    """A weight that gradients flow through cannot become a number: the steps are made one by one then."""
+    method: Table
+    legs: tuple[Leg, ...]
+    evals: int = 1
+    keep: int = 0
+    skip: int = 0
+    remembers: bool = False
+    draws: bool = False
 
+    @property
+    def init_evals(self) -> int:
+        """The method's."""
+        return self.method.init_evals
 
-def numbers(weights: Tensor) -> list[Any]:
-    """Weights as plain numbers. Raises LearnedError where that would cut a gradient."""
-    if weights.requires_grad:
-        raise LearnedError
-    listed: list[Any] = weights.tolist()
-    return listed
+    @property
+    def memory(self) -> int:
+        """The method's."""
+        return self.keep
+
+    @property
+    def stochastic(self) -> bool:
+        """The method's."""
+        return self.draws
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
+        """The method's past, without the values that do not exist yet."""
+        past: Past = self.method.init(model, x, now)
+        return Past(None, past.values if self.init_evals else ())
+
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Past, noise: NoiseSource | None) -> Step:
+        """The legs from now to next."""
+        out, values, start, kick = run(self.legs, model, x, carry, noise if self.draws else None, next)
+        if not self.keep:
+            return Step(out.to(x.dtype), carry)
+        values = values[self.skip : self.skip + self.keep]
+        if not self.remembers:
+            return Step(out.to(x.dtype), Past(None, values))
+        return Step(out.to(x.dtype), Past(None, values, 0, None, widen(start), kick))
 
 
 class Ask(NamedTuple):
-    """One prediction at one level, with the numbers that turn the network's output into it worked out."""
+    """One prediction at one level of a known grid, with the numbers that turn the network's output into it."""
 
-    want: Pair
+    want: Want
     on_x: float
     on_raw: float
 
     def __call__(self, model: Any, x: Tensor, level: Level) -> Tensor:
-        """The prediction `[B, *S]`."""
-        if not plain(model):
-            answer: Tensor = model(x, level, self.want)
-            return answer
-        raw = model.raw(x, level)
+        """The prediction `[B, *S]`, in working precision."""
+        raw: Tensor = model.raw(x, level)
         if self.on_x == 0.0 and self.on_raw == 1.0:
-            return raw.clone()  # kept as a past value, and a network may write its next output into the same memory
-        return combine((self.on_x, x), (self.on_raw, raw)) if self.on_x else self.on_raw * widen(raw)
+            return widen(raw).clone()  # it is kept, and a network may write its next output into the same memory
+        return combine((self.on_x, x), (self.on_raw, raw))
 
 
-def asked(model: Reverse, levels: Level, want: Pair) -> list[Ask]:
-    """The prediction `want`, its parts `[n]`, at each of the levels `[n]`."""
-    p, q = (v.expand_as(levels.t) for v in want)
-    pairs = list(zip(p.unbind(), q.unbind()))
-    if not plain(model):
-        return [Ask(pair, 0.0, 1.0) for pair in pairs]
-    on_x, on_raw = (numbers(v.expand_as(levels.t)) for v in model.coefficients(levels, (p, q)))
-    return [Ask(*part) for part in zip(pairs, on_x, on_raw)]
+def raw(model: Any, x: Tensor, level: Level) -> Tensor:
+    """The network's own output, where its prediction is folded into the step."""
+    answer: Tensor = model.raw(x, level)
+    return answer
 
 
-class Past(NamedTuple):
-    """What a fused step carries: past values, newest first, and for a corrector the last x and kick."""
-
-    values: tuple[Tensor, ...]
-    x: Tensor | None
-    kick: Tensor | None
-
-
-def fused(
-    method: Any, model: Any, want: Pair, predict: Weights, correct: Weights | None, spread: Tensor | None, now: Level
-) -> list[Solver]:
-    """The steps of `method` at the levels `now` `[n]`, the weights of correctors starting with the second step."""
-    asks = asked(model, now, want)
-    ahead = _rows(predict)
-    behind = [(), *_rows(correct)] if correct is not None else [()] * len(asks)
-    known = torch.zeros_like(now.t) if spread is None else spread.expand_as(now.t)
-    steps = enumerate(zip(asks, ahead, behind, numbers(known)))
-    return [
-        Fused(method, ask, first[: k + 2], second[: k + 2], None if spread is None else kick)
-        for k, (ask, first, second, kick) in steps
-    ]
+def folded(leg: Leg) -> Leg:
+    """A leg whose value is not carried: the network's output goes into the step without the prediction made of it."""
+    ask = leg.want
+    if not isinstance(ask, Ask):
+        return leg
+    (on,) = leg.on
+    return leg._replace(want=raw, on_x=leg.on_x + on * ask.on_x, on=(on * ask.on_raw,))
 
 
-def _rows(steps: Weights) -> list[tuple[float, ...]]:
-    """The weight of x and those of the nodes, step by step."""
-    table = torch.cat([steps.decay[..., None].expand(*steps.nodes.shape[:-1], 1), steps.nodes], -1)
-    return [tuple(row) for row in numbers(table)]
+def ends(levels: Level) -> tuple[Level, Level]:
+    """Where the steps between levels `[n + 1]` begin and end, `[n]` each."""
+    t, alpha, sigma = levels
+    return Level(t[:-1], alpha[:-1], sigma[:-1]), Level(t[1:], alpha[1:], sigma[1:])
 
 
-@dataclass(frozen=True)
-class Known:
-    """One step of `method` on a known grid: what it does not say for itself is the method's."""
-
-    method: Any
-
-    @property
-    def evals(self) -> int:
-        """Network evaluations in the step."""
-        evals: int = self.method.evals
-        return evals
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether the step draws noise."""
-        stochastic: bool = self.method.stochastic
-        return stochastic
-
-    @property
-    def memory(self) -> int:
-        """The number of past evaluations carried."""
-        memory: int = self.method.memory
-        return memory
-
-    @property
-    def grid(self) -> Grid:
-        """The method's own grid."""
-        grid: Grid = self.method.grid
-        return grid
-
-    def init(self, model: Reverse, x: Tensor, now: Level) -> Any:
-        """The method's carry."""
-        return self.method.init(model, x, now)
+def nodes(method: Table, now: Level) -> Past:
+    """Where the nodes of the steps from levels `[n]` sit, `[n, memory + 1]`: FAR before the first; the step before."""
+    here, count = method.frame.coordinate(now), method.memory
+    far = FAR * torch.arange(count, 0, -1, dtype=here.dtype, device=here.device)
+    at = torch.cat([far, here]).unfold(0, count + 1, 1).flip(-1)
+    last = Level(*(torch.cat([v[:1], v[:-1]]) for v in now)) if method.remembers_start else None
+    return Past(at, (), 0, last)
 
 
-@dataclass(frozen=True)
-class Fused(Known):
-    """One step of a multistep method on a known grid.
+def plain(legs: Sequence[Leg], model: Any, n: int) -> list[tuple[Leg, ...]] | None:
+    """The legs of n single steps, with plain numbers, from those of all; None where gradients flow through a weight.
 
-    predict and correct: the weight of x and those of the values, newest first; values that do not exist yet have none.
+    Weights of values that do not exist yet stand last, and nothing meets them.
     """
+    columns = []
+    for level, want, on_x, on, again, left, spread, fresh in legs:
+        ask = asks(level, want, model, n)
+        known = [on_x, left, spread, *on, *again]
+        if ask is None or any(isinstance(w, Tensor) and w.requires_grad for w in known):
+            return None
+        first, rest, top, *more = [w.expand(n).tolist() if isinstance(w, Tensor) else [w] * n for w in known]
+        ahead, behind = (list(zip(*part)) or [()] * n for part in (more[: len(on)], more[len(on) :]))
+        columns.append(list(map(Leg, points(level), ask, first, ahead, behind, rest, top, [fresh] * n)))
+    return list(zip(*columns))
 
-    ask: Ask
-    predict: tuple[float, ...]
-    correct: tuple[float, ...]
-    spread: float | None
 
-    def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
-        """No past."""
-        check_reverse(self.method, model, self.method.eta)
-        return Past((), None, None)
-
-    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Past, noise: NoiseSource | None) -> Step:
-        """Evaluate at x, correct x with it, predict x at `next`."""
-        if not self.method.memory and plain(model):
-            # nothing is kept: the network's output goes into the step without the prediction made of it
-            on_x, on_value = self.predict
-            raw = (on_value * self.ask.on_raw, model.raw(x, now))
-            out = combine((on_x + on_value * self.ask.on_x, x), raw)
-            if self.spread is not None:
-                out = out + draw(noise, x, now, next) * self.spread
-            return Step(out.to(x.dtype), carry)
-        values = (self.ask(model, x, now), *carry.values)
-        start = x
-        if self.correct and carry.x is not None:
-            start = combine(*zip(self.correct, (carry.x, *values)))
-            start = start if carry.kick is None else start.add_(carry.kick)
-        out, kick = combine(*zip(self.predict, (start, *values))), None
-        if self.spread is not None:
-            kick = draw(noise, x, now, next) * self.spread
-            out = out + kick
-        past = Past(values[: self.method.memory], *((widen(start), kick) if self.method.correct else (None, None)))
-        return Step(out.to(x.dtype), past)
+def asks(level: Level, want: Any, model: Any, n: int) -> list[Any] | None:
+    """What a leg asks in each of n steps; None where gradients flow through the numbers."""
+    if want is None or callable(want):
+        return [want] * n
+    p, q = [v.expand(n) for v in want]
+    pairs = list(zip(p.unbind(), q.unbind()))
+    if not model.linear:
+        return pairs
+    on_x, on_raw = [v.expand(n) for v in model.coefficients(level, (p, q))]
+    if on_x.requires_grad or on_raw.requires_grad:
+        return None
+    return list(map(Ask, pairs, on_x.tolist(), on_raw.tolist()))

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, strict_keywords
 
 Row = tuple[float, ...]
 
 
+@strict_keywords
 @dataclass(frozen=True, repr=False)
 class Tableau:
     """An explicit Runge-Kutta method (Butcher 1964): stage i at `c_i` from `sum_j a_ij k_j`, result `sum_i b_i k_i`.
@@ -39,7 +40,7 @@ class Tableau:
         if abs(sum(self.b) - 1) > 1e-12:
             raise InvalidArgumentError(f"tableau {self.name}: b must sum to 1, got {sum(self.b)}")
         for name in ("error", "second"):
-            row = getattr(self, name)
+            row = vars(self)[name]
             if row and (len(row) != len(self.b) or abs(sum(row)) > 1e-12):
                 raise InvalidArgumentError(f"tableau {self.name}: {name} needs one weight per stage, of sum 0")
         if self.dense and max(abs(sum(row) - b) for row, b in zip(self.dense, self.b)) > 1e-9:

@@ -59,8 +59,9 @@ def spell(value: Any) -> str:
         return f"[{', '.join(map(spell, value))}]"
     if type(value) is tuple:
         return f"({', '.join(map(spell, value))}{',' * (len(value) == 1)})"
-    if dataclasses.is_dataclass(value) and getattr(sd, type(value).__name__, None) is type(value):
-        return f"sd.{brief(value)}"
+    place = _public().get(id(type(value)), "")
+    if dataclasses.is_dataclass(value) and place:
+        return f"{place.removesuffix(type(value).__name__)}{brief(value)}"
     return repr(value)
 
 
@@ -94,7 +95,10 @@ def _public() -> dict[int, str]:
     grids = {
         f"sd.grids.{name}": value for name, value in vars(sd.grids).items() if isinstance(value, types.FunctionType)
     }
-    named = {f"sd.{name}": getattr(sd, name) for name in sd.__all__} | grids
+    classes = {f"sd.solvers.{name}": getattr(sd.solvers, name) for name in sd.solvers.__all__}
+    tableaus = {f"sd.tableaus.{name}": value for name, value in vars(sd.tableaus).items() if name.isupper()}
+    root = {f"sd.{name}": getattr(sd, name) for name in sd.__all__}
+    named = classes | tableaus | grids | root  # a value of several names has the shortest
     return {id(value): name for name, value in named.items()}
 
 

@@ -60,13 +60,13 @@ def solver_families() -> dict[str, tuple[sd.Solver, ...]]:
         "snr": (0.05, 0.16, 0.3),
         "steps": (1, 2),
         "frame": varied_frames(),
-        "tableau": [value for value in map(_exported, sd.__all__) if isinstance(value, sd.Tableau)],
+        "tableau": [value for value in vars(sd.tableaus).values() if isinstance(value, sd.tableaus.Tableau)],
     }
     families = {"methods": _all_variants(public(methods), options)}
     options["grid"] = (sd.grids.natural, recipes.Spacing("uneven", ratio=10.0))
     options["predictor"] = [s for s in families["methods"] if not s.memory and not isinstance(s, sd.PC)]
-    options["corrector"] = _all_variants((sd.Langevin, sd.BatchCoupledLangevin), {"snr": (0.05,)})
-    for cls in filter(_is_solver, map(_exported, sd.__all__)):
+    options["corrector"] = _all_variants((sd.Langevin, sd.solvers.BatchCoupledLangevin), {"snr": (0.05,)})
+    for cls in filter(_is_solver, map(_exported, sd.solvers.__all__)):
         families[cls.__name__] = _all_variants([cls], options)
     # a Plan is made for a model, and cannot be made from options
     return {name: family for name, family in families.items() if family}
@@ -75,7 +75,7 @@ def solver_families() -> dict[str, tuple[sd.Solver, ...]]:
 def couples(solver: Any) -> bool:
     """Whether a sample's result depends on its batch-mates."""
     parts = solver, getattr(solver, "corrector", None)
-    return any(isinstance(part, sd.BatchCoupledLangevin) for part in parts)
+    return any(isinstance(part, sd.solvers.BatchCoupledLangevin) for part in parts)
 
 
 @functools.cache
@@ -111,7 +111,7 @@ def variants(
 
 
 def _exported(name: str) -> Any:
-    return getattr(sd, name)
+    return getattr(sd.solvers, name)
 
 
 def public(module: Any) -> list[Any]:
@@ -121,4 +121,5 @@ def public(module: Any) -> list[Any]:
 
 
 def _is_solver(value: Any) -> bool:
-    return isinstance(value, type) and dataclasses.is_dataclass(value) and hasattr(value, "step")
+    solver = isinstance(value, type) and dataclasses.is_dataclass(value) and issubclass(value, sd.Solver)
+    return solver and value is not sd.solvers.ExactTransition  # which runs from data to noise

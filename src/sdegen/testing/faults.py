@@ -69,7 +69,7 @@ FAULTS: dict[str, Callable[[Tensor, Tensor, int], Any]] = {
 """What can go wrong with a score: `fault(output, x, row) -> what is returned instead`."""
 
 
-class FaultyScore:
+class FaultyScore(Model):
     """A score model that answers like `score`, but for its call number `call` (the first is 1).
 
     It is a model itself (`process`, and a call with a level), and a plain callable `(x, time)` for a `ScoreModel`,
@@ -86,7 +86,7 @@ class FaultyScore:
         self.calls = 0
 
     @property
-    def process(self) -> Process:
+    def process(self) -> Process:  # type: ignore[override]
         """The process of the score model inside."""
         process: Process = self.score.process
         return process

@@ -92,7 +92,7 @@ def _gaussian(data: GaussianMixture) -> GaussianMixture:
 
 def responses(model: Model, solver: Solver, times: Tensor, x: Tensor, noise: NoiseSource | None) -> Tensor:
     """The solver's outputs `[B, *S]`, all rows finite or InvalidArgumentError."""
-    solution = run(model, x, Fixed(times), solver, noise if solver.stochastic else None, None, False)
+    solution = run(model, x, Fixed(times), solver, noise if solver.stochastic else None)
     if not bool(solution.ok.all()):
         raise InvalidArgumentError(f"{solver} gave NaN or Inf on Gaussian data; take a finer grid")
     return solution.x

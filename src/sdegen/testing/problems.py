@@ -175,7 +175,7 @@ def _solved(process: Process, problem: str, steps: int, count: int) -> tuple[Ten
     times = by_lam(process, steps)
     x = starts(process, count, data.shape, times[0])
     solver = RungeKutta(RK4, ANGLE(sigma_data=0.5))
-    return x, run(data.score(process), x, Fixed(times), solver, None, None, False).x
+    return x, run(data.score(process), x, Fixed(times), solver).x
 
 
 def slope(errors: Sequence[float], ratio: float = 2.0) -> float:

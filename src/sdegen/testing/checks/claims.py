@@ -58,7 +58,7 @@ class Claim:
     @property
     def primes(self) -> int:
         """The evaluations that it declares to make before the first step."""
-        return getattr(self.solver, "primes", 0)
+        return self.solver.init_evals
 
     def model(self, problem: str = "three", process: Process | None = None) -> ScoreModel:
         return PROBLEMS[problem].data.score(process or self.process)
@@ -82,7 +82,7 @@ class Claim:
             times = self.times(times)
         if noise is None and self.stochastic:
             noise = noises.White(noises.seeds(9, len(x)) if seeds is None else seeds)
-        return run(model or self.model(), x, Fixed(times), solver or self.solver, noise, observe, False)
+        return run(model or self.model(), x, Fixed(times), solver or self.solver, noise, observe)
 
     def levels(self, n: int) -> list[Level]:
         """The levels of `times(n)`, one by one."""

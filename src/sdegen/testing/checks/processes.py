@@ -15,6 +15,7 @@ from sdegen.errors import InvalidTypeError
 from sdegen.level import Level
 from sdegen.processes.process import Process
 from sdegen.processes.sde import SDE
+from sdegen.sampling.sample import forward
 from sdegen.testing.checks.shared import host_reads, leaves_alone, twins
 from sdegen.testing.problems import PROBLEMS, off_knots
 from sdegen.testing.report import Measure, Report, Suite, holds, run
@@ -198,7 +199,7 @@ def forward_law(process: Process, case: Shares) -> Iterator[Measure]:
     # one row from 1 for the mean, the others from 0, where small noises keep their digits
     x = torch.zeros(len(times) + 1, 1, dtype=F64)
     x[0] = 1.0
-    path = process.forward(x, times, noise=_Unit())[-1, :, 0]
+    path = forward(process, x, times, noise=_Unit())[-1, :, 0]
     start, end = process.level(times[0]), process.level(times[-1])
     a = end.alpha / start.alpha
     slack = 64 * float(_slack(process, times).sum())

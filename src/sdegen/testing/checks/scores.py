@@ -14,7 +14,7 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
 from sdegen.processes.process import Process
 from sdegen.scores.mixtures import GaussianMixture
-from sdegen.scores.model import Model, network
+from sdegen.scores.model import Model
 from sdegen.tensors import widen
 from sdegen.testing.checks.shared import host_reads, leaves_alone, twins, working_dtype
 from sdegen.testing.guards import differing
@@ -216,7 +216,7 @@ def purity(subject: Scored, case: At) -> Iterator[Measure]:
 
 @SCORE.states("the network is in evaluation mode")
 def evaluation_mode(subject: Scored) -> Iterator[Measure]:
-    net = network(subject.model)
+    net = subject.model.module
     training = [name or "itself" for name, part in net.named_modules() if part.training] if net is not None else []
     yield holds(f"in training mode: {', '.join(training[:3])}; call net.eval()", not training)
 

@@ -15,6 +15,7 @@ from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
 from sdegen.processes.sde import SDE
+from sdegen.sampling.sample import forward
 from sdegen.tensors import gram, noise_like
 from sdegen.testing.checks.shared import host_reads, leaves_alone
 from sdegen.testing.guards import differing
@@ -194,7 +195,7 @@ def forward_moments(subject: General, case: Place) -> Iterator[Measure]:
     gaps = []
     for h in (2e-4, 1e-4):
         h *= sde.t_max - sde.t_min
-        out = sde.forward(rows, torch.stack([t, t + h]), noise=_Ones())[-1].flatten(1)
+        out = forward(sde, rows, torch.stack([t, t + h]), noise=_Ones())[-1].flatten(1)
         moved = out[1:] - out[0]
         cov = moved.mT @ moved
         g = _matrix(sde.diffusion(x, t), x)[0]

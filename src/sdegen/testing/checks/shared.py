@@ -13,7 +13,6 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from sdegen.errors import ScoreTypeError
-from sdegen.scores.model import network
 from sdegen.testing.guards import global_state, nobody_could
 from sdegen.testing.report import Measure, holds
 
@@ -52,7 +51,7 @@ def twins(value: Any) -> tuple[list[Any], list[Measure]]:
 
 def working_dtype(model: Any, x: Tensor, first: torch.dtype = F64) -> torch.dtype:
     """That of the network's weights; where a function hides them, the first in which the model can be called on x."""
-    net = network(model)
+    net: torch.nn.Module | None = model.module
     weights = [] if net is None else [p.dtype for p in net.parameters() if p.is_floating_point()]
     if weights:
         return weights[0]

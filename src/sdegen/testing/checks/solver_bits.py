@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.level import Level
-from sdegen.solvers.renoise import Churn
+from sdegen.scores.model import Model
+from sdegen.solvers.compose import Churn
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, network, noisy
 from sdegen.testing.guards import differing
 from sdegen.testing.report import Measure, holds
@@ -48,7 +49,7 @@ def evaluations(subject: Claim, case: Run) -> Iterator[Measure]:
     n, batch, seed = case
     times, exact = [], subject.model()
 
-    class Watch:
+    class Watch(Model):
         process = subject.process
 
         def __call__(self, x: Tensor, level: Level, want: Any = "score") -> Tensor:
@@ -140,7 +141,7 @@ def sample_shape(subject: Claim) -> Iterator[Measure]:
     model = network(subject.process, 4)
 
     def shaped(shape: tuple[int, ...]) -> Tensor:
-        class Shaped:
+        class Shaped(Model):
             process = subject.process
 
             def __call__(self, x: Tensor, level: Level, want: Any = "score") -> Tensor:

@@ -16,6 +16,7 @@ from sdegen import noise as noises
 from sdegen.grids import check_times
 from sdegen.level import Level
 from sdegen.loop.solution import Status
+from sdegen.scores.model import Model
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, network
 from sdegen.testing.checks.shared import leaves_alone, twins
 from sdegen.testing.checks.solver_bits import same
@@ -85,15 +86,15 @@ def threads(subject: Claim) -> Iterator[Measure]:
         with contextlib.suppress(threading.BrokenBarrierError):
             meeting.wait(timeout=10)
 
-    class Together:
+    class Together(Model):
         """Every evaluation, and every step's end, waits for those of the other threads: the solves interleave."""
 
         process = subject.process
-        exact = subject.model()
+        inner = subject.model()
 
         def __call__(self, x: Tensor, level: Level, want: Any = "score") -> Tensor:
             meet()
-            return self.exact(x, level, want)
+            return self.inner(x, level, want)
 
     def work(i: int) -> None:
         try:

@@ -13,7 +13,7 @@ from sdegen import noise as noises
 from sdegen.level import Level
 from sdegen.loop.control import Fixed
 from sdegen.loop.fixed import run
-from sdegen.solvers.base import Step
+from sdegen.solvers.base import Solver, Step
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, network
 from sdegen.testing.checks.shared import host_reads
 from sdegen.testing.checks.solver_bits import same
@@ -29,20 +29,36 @@ def no_host_reads(subject: Claim) -> Iterator[Measure]:
 
     def solve(mode: FakeTensorMode) -> None:
         white = noises.White(mode.from_tensor(noises.seeds(0, 3)))
-        shapes.append(run(model, mode.from_tensor(x), control, subject.solver, white, None, False).x.shape)
+        shapes.append(run(model, mode.from_tensor(x), control, subject.solver, white).x.shape)
 
     yield host_reads(solve)
     yield holds("the shape changed", shapes[0] == x.shape)
 
 
-class _Nudged:
+class _Nudged(Solver):
     """A solver whose step k moves row k by a rounding of x: the responses bound the error of rounding x each step."""
 
-    def __init__(self, solver: Any, unit: float) -> None:
+    def __init__(self, solver: Solver, unit: float) -> None:
         self.solver, self.unit, self.count = solver, unit, 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.solver, name)
+    @property
+    def evals(self) -> int:
+        """The solver's."""
+        return self.solver.evals
+
+    @property
+    def stochastic(self) -> bool:
+        """The solver's."""
+        return self.solver.stochastic
+
+    @property
+    def init_evals(self) -> int:
+        """The solver's."""
+        return self.solver.init_evals
+
+    def init(self, model: Any, x: Tensor, now: Level) -> Any:
+        """The solver's carry."""
+        return self.solver.init(model, x, now)
 
     def step(self, model: Any, x: Tensor, now: Level, next: Level, carry: Any, noise: Any) -> Step:
         step: Step = self.solver.step(model, x, now, next, carry, noise)
@@ -152,14 +168,15 @@ def one_graph(subject: Claim) -> Iterator[Measure]:
 
     torch._dynamo.reset()
     model, levels = network(subject.process), subject.levels(4)
+    solver = subject.solver.for_steps(4)
     white, counter = noises.White(noises.seeds(9, 3)), CompileCounter()
 
     def step(x: Tensor, carry: Any, now: Level, next: Level) -> Step:
-        return subject.solver.step(model, x, now, next, carry, white)
+        return solver.step(model, x, now, next, carry, white)
 
     compiled = torch.compile(step, fullgraph=True, backend=counter)
     x = y = subject.start(3)
-    carry = mine = subject.solver.init(model, x, levels[0])
+    carry = mine = solver.init(model, x, levels[0])
     try:
         for now, next in zip(levels, levels[1:]):
             out, own = compiled(x, carry, now, next), step(y, mine, now, next)
@@ -169,5 +186,6 @@ def one_graph(subject: Claim) -> Iterator[Measure]:
         return
     finally:
         torch._dynamo.reset()
-    yield Measure("graphs more than one", float(counter.frame_count - 1))
+    # first steps that are made in another way are another graph, and one more while they are counted
+    yield Measure("graphs more than one", float(counter.frame_count - 1), 2.0 if solver.starting else 0.0)
     yield Measure("compiled against eager", float((x - y).abs().max()), 1e-12)

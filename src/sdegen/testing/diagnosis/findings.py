@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdegen.level import Level
 from sdegen.processes.process import Process
-from sdegen.scores.model import ScoreModel, network
+from sdegen.scores.model import ScoreModel
 from sdegen.testing.diagnosis.hypotheses import Batch, Reading, over
 
 
@@ -85,7 +85,7 @@ def find(
 
 
 def _mode(model: ScoreModel) -> Iterator[Finding]:
-    net = network(model)
+    net = model.module
     if net is not None and any(part.training for part in net.modules()):
         yield Finding(
             "mode",

@@ -151,16 +151,16 @@ def _calls(model: ScoreModel) -> Iterator[_Call]:
             yield declared._replace(reading=Reading(process=str(process)), process=process)
 
 
-def _known(model: ScoreModel, call: _Call, level: Level) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+def pair(model: ScoreModel, call: _Call, level: Level) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     """Pairs of the plane that the output may be, the declared one first."""
     on_process = model if call.process is model.process else _on(model, call.process)
-    yield "as declared", on_process._known(level)
+    yield "as declared", on_process.pair(level)
     for name in PREDICTIONS:
         if name != model.predicts:
             yield name, plane(call.process, level, name)
     if model.predicts != "edm":
         edm = ScoreModel(call.process, model.net, "edm", sigma_data=model.sigma_data)
-        yield "EDM's F", edm._known(level)
+        yield "EDM's F", edm.pair(level)
 
 
 def _on(model: ScoreModel, process: Process) -> ScoreModel:
@@ -208,7 +208,7 @@ def _at(
     except (RuntimeError, IndexError, ValueError, TypeError):
         return  # this network cannot be called so: an index out of its table, for instance
     alone = bool(call.reading.data or call.reading.process)  # with another prediction besides, almost anything fits
-    for name, known in itertools.islice(_known(model, call, level), 1 if alone else None):
+    for name, known in itertools.islice(pair(model, call, level), 1 if alone else None):
         c_x, c_out = convert(level, known, (torch.zeros_like(level.t), torch.ones_like(level.t)))
         for sign in (1, -1):
             own, other = (c_x * x.double() + sign * c_out * v - batch.noise for v in (output, output.roll(1, 0)))

@@ -1,0 +1,102 @@
+"""Every mistake of a call that can be seen before the first evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.loop.dense import check_dense
+from sdegen.noise import Brownian
+from sdegen.processes.sde import SDE, ReverseSDE
+from sdegen.scores.model import Model
+from sdegen.solvers.base import Solver
+from sdegen.tensors import check_state
+
+
+def check_model(model: Any) -> None:
+    """Raises InvalidTypeError unless the model is what `solve` and `sample` take."""
+    if not isinstance(model, Model | ReverseSDE):
+        raise InvalidTypeError(
+            f"model must be a ScoreModel or a ReverseSDE, got {model!r}; wrap a callable as ScoreModel(process, net), "
+            "derive a class of your own from sd.model.Model"
+            + ("; an SDE runs as sde.as_forward(), or back as sde.reverse(score)" if isinstance(model, SDE) else "")
+        )
+
+
+def check_parts(model: Any, solver: Any, observe: Any) -> None:
+    """Raises InvalidTypeError unless model, solver and observer are what `solve` and `sample` take."""
+    check_model(model)
+    if not isinstance(solver, Solver):
+        hint = "derive a class of your own from sd.OneStep or sd.Solver"
+        if isinstance(solver, type):
+            hint = f"make one: {solver.__name__}()"
+        elif callable(solver):
+            hint = "methods are functions that make one, sd.dpmpp(2)"
+        raise InvalidTypeError(f"solver must be a solver such as sd.ddim(), got {solver!r}; {hint}")
+    if observe is not None and not callable(observe):
+        raise InvalidTypeError(f"observe must be a callable that takes a Progress, got {observe!r}")
+
+
+def check_solve(
+    model: Any,
+    x: Any,
+    control: Any,
+    solver: Any,
+    noise: Any,
+    on_failure: str,
+    observe: Any,
+    dense: bool = False,
+    event: Any = None,
+) -> None:
+    """Raises on any mistake in the arguments of `solve`."""
+    check_parts(model, solver, observe)
+    if on_failure not in ("raise", "return"):
+        raise InvalidArgumentError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
+    check_state(x)
+    model.check_batch(x.shape[0])
+    _check_direction(model, control, solver)
+    check_noise(control, solver, noise, x.shape[0])
+    for wanted, what in ((dense, "dense=True"), (event, "an event")):
+        if wanted:
+            check_dense(solver, what)
+            if control.draws:
+                raise InvalidArgumentError(
+                    f"{what} needs levels that are passed once, and a Restart goes back to noise"
+                )
+
+
+def check_noise(control: Any, solver: Any, noise: Any, count: int) -> None:
+    """Raises unless there is a noise source of `count` seeds where one is needed, for adaptive steps a path."""
+    adaptive = control.adaptive
+    if not (solver.stochastic or control.draws):
+        return
+    if noise is None:
+        raise InvalidArgumentError(
+            f"{'a Restart' if control.draws else solver} draws noise: give "
+            f"noise=sd.{'Brownian(seeds, process)' if adaptive else 'White(seeds)'}, with "
+            f"seeds=sd.noise.seeds(0, {count})"
+        )
+    if adaptive and not isinstance(noise, Brownian):
+        raise InvalidArgumentError(
+            f"adaptive steps with noise need a Brownian path, sd.Brownian(seeds, process), got {type(noise).__name__}: "
+            "a step that is rejected for the noise it met, and tried again with fresh noise, would bias the law of the "
+            "samples"
+        )
+    seeds = getattr(noise, "seeds", None)
+    if isinstance(noise, type) or (isinstance(seeds, Tensor) and len(seeds) != count):
+        got = f"{len(seeds)} seeds" if isinstance(seeds, Tensor) else repr(noise)
+        raise InvalidArgumentError(f"noise must be a source with one seed per row of x, {count}; got {got}")
+
+
+def _check_direction(model: Any, control: Any, solver: Any) -> None:
+    """Raises where noise, or a forward SDE, would run the wrong way in time."""
+    down = control.runs_down(model.process)
+    if down and model.runs_forward:
+        raise InvalidArgumentError("a forward SDE runs from data to noise: times must increase; see sde.reverse(score)")
+    if down is False and solver.stochastic and not model.runs_forward:
+        raise InvalidArgumentError(
+            f"{solver} is stochastic and runs only towards data: times must decrease (sde.as_forward() is the forward "
+            "SDE, whose times increase)"
+        )
