@@ -10,7 +10,19 @@ RAISING = {"TwoM: promotes the state", "Score: detached"}
 """Faults at which torch or the loop raises by itself: the check says so, instead of measuring."""
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+HEAVY = ("Adams, noisy", "Singlestep, noisy", "by Ancestral", "StochasticHeun: ")
+"""Faults whose weak orders take seconds: one of each class is fast, the others run with the slow tests."""
+
+
+def cases():
+    seen = set()
+    for mutant in MUTANTS:
+        heavy = next((name for name in HEAVY if name in mutant.name), None)
+        yield pytest.param(mutant, marks=[pytest.mark.slow] if heavy in seen else [], id=mutant.name)
+        seen |= {heavy} - {None}
+
+
+@pytest.mark.parametrize("mutant", list(cases()))
 def test_planted_faults_are_caught(mutant):
     if mutant.name in SURVIVORS:
         pytest.skip(SURVIVORS[mutant.name])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 import sdegen as sd
-from mutation import others, solvers
+from mutation import core, others, solvers
 from sdegen.testing import PROBLEMS, Report, check_noise, check_process, check_score_model, check_sde, check_solver
 
 
@@ -238,6 +238,8 @@ def all_mutants() -> list[Mutant]:
         *_made("Noise", check_noise, lambda fault: functools.partial(others.Noise, fault=fault), NOISES),
         *_made("SDE", check_sde, others.stationary, SDES, log_prob=others.normal_density),
     ]
+    found += [Mutant("Executor", *fault) for fault in core.executor_faults()]
+    found += [Mutant("Loop", *fault) for fault in core.loop_faults()]
     silent = functools.partial(check_solver, solvers.Maruyama("says that it is deterministic"))
     found.append(Mutant("Maruyama", "says that it is deterministic", silent, "fresh_noise"))
     shifted = others.Shifted(PROBLEMS["line"].data.means, stds=[0.3, 0.25, 0.5], weights=[0.3, 0.5, 0.2])
