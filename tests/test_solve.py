@@ -141,7 +141,7 @@ def test_solvers_are_immutable_repeatable_and_thread_safe(solver):
 @solvers
 def test_inductor_gives_the_same_numbers(solver):
     torch._dynamo.reset()
-    model = sd.ScoreModel(VP, lambda x, t: torch.tanh(x) + t[:, None], "noise")
+    model, solver = sd.ScoreModel(VP, lambda x, t: torch.tanh(x) + t[:, None], "noise"), solver.for_steps(3)
     level = VP.level(sd.grids.by_snr(VP, 3))
     now, next = (sd.Level(*(part[i] for part in level)) for i in (0, 1))
     noise, x = white(), start()
