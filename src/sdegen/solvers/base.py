@@ -218,11 +218,16 @@ def check_score_model(solver: object, model: Reverse) -> Any:
     return model
 
 
-def draw(noise: NoiseSource | None, x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
-    """Normals like x from the source, checked; in working precision. Raises InvalidArgumentError without a source."""
+def given(noise: NoiseSource | None) -> NoiseSource:
+    """The source, or InvalidArgumentError where a solver that draws has none."""
     if noise is None:
         raise InvalidArgumentError("this solver draws noise: give a noise source, sd.White(sd.noise.seeds(0, B))")
-    return widen(expect_like(noise(x, now, next, tag), x, "the noise source must return normals"))
+    return noise
+
+
+def draw(noise: NoiseSource | None, x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
+    """Normals like x from the source, checked; in working precision. Raises InvalidArgumentError without a source."""
+    return widen(expect_like(given(noise)(x, now, next, tag), x, "the noise source must return normals"))
 
 
 def between(process: SDE, t: Tensor, now: Level, next: Level) -> Level:

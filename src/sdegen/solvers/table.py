@@ -19,7 +19,7 @@ from sdegen.errors import InvalidArgumentError
 from sdegen.level import Level, points
 from sdegen.noise import NoiseSource
 from sdegen.scores.model import Want
-from sdegen.solvers.base import Reverse, Solver, Step, draw
+from sdegen.solvers.base import Reverse, Solver, Step, draw, given
 from sdegen.solvers.eta import EachStep, StepEta
 from sdegen.solvers.frame import Frame
 from sdegen.solvers.quadrature import FAR
@@ -105,9 +105,7 @@ def run(
 
 def needed(noise: NoiseSource | None, solver: Solver) -> NoiseSource | None:
     """The source for a solver that draws, None for another. Raises InvalidArgumentError where it is missing."""
-    if solver.stochastic and noise is None:
-        raise InvalidArgumentError("this solver draws noise: give a noise source, sd.White(sd.noise.seeds(0, B))")
-    return noise if solver.stochastic else None
+    return given(noise) if solver.stochastic else None
 
 
 class Table(Solver):

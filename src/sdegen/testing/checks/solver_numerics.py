@@ -14,6 +14,7 @@ from sdegen.level import Level
 from sdegen.loop.control import Fixed
 from sdegen.loop.fixed import run
 from sdegen.solvers.base import Solver, Step
+from sdegen.solvers.compose import Wrapper
 from sdegen.testing.checks.claims import F64, SOLVER, Claim, network
 from sdegen.testing.checks.shared import host_reads
 from sdegen.testing.checks.solver_bits import same
@@ -35,30 +36,11 @@ def no_host_reads(subject: Claim) -> Iterator[Measure]:
     yield holds("the shape changed", shapes[0] == x.shape)
 
 
-class _Nudged(Solver):
+class _Nudged(Wrapper):
     """A solver whose step k moves row k by a rounding of x: the responses bound the error of rounding x each step."""
 
     def __init__(self, solver: Solver, unit: float) -> None:
         self.solver, self.unit, self.count = solver, unit, 0
-
-    @property
-    def evals(self) -> int:
-        """The solver's."""
-        return self.solver.evals
-
-    @property
-    def stochastic(self) -> bool:
-        """The solver's."""
-        return self.solver.stochastic
-
-    @property
-    def init_evals(self) -> int:
-        """The solver's."""
-        return self.solver.init_evals
-
-    def init(self, model: Any, x: Tensor, now: Level) -> Any:
-        """The solver's carry."""
-        return self.solver.init(model, x, now)
 
     def step(self, model: Any, x: Tensor, now: Level, next: Level, carry: Any, noise: Any) -> Step:
         step: Step = self.solver.step(model, x, now, next, carry, noise)
