@@ -124,7 +124,15 @@ def softplus(x: Tensor) -> Tensor:
 
 def as_time(t: Tensor | float | Sequence[float]) -> Tensor:
     """A time, or several, as a float64 tensor."""
-    return torch.as_tensor(t, dtype=torch.float64)
+    # where a tensor lies it stays; whatever torch's default device is, levels live on the host
+    return t.to(torch.float64) if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64, device="cpu")
+
+
+def as_tensor(value: Any) -> Tensor:
+    """A tensor as it is; an array on the host in its own dtype, plain numbers in float64."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.as_tensor(value, dtype=None if has_dtype(value) else torch.float64, device="cpu")
 
 
 def batch_time(t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -266,7 +274,7 @@ Numbers: TypeAlias = Any  # a tensor, an array or nested sequences of numbers
 def tensor(name: str, value: Numbers) -> Tensor:
     """Real, finite numbers in their own dtype; plain Python numbers are float64."""
     try:
-        found = torch.as_tensor(value, dtype=None if has_dtype(value) else torch.float64)
+        found = as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidTypeError(
             f"{name} must be a tensor, an array or (nested lists of) numbers, got {type(value).__name__}"

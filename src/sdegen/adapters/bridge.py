@@ -141,7 +141,9 @@ class Backwards(Bridge):
         self.shape, self.sde_type = tuple(shape), sde_type
         self.noise_type = noise_type or "diagonal"
         if noise_type is None and not process.gaussian:
-            g = process.diffusion(torch.zeros(1, *self.shape, dtype=torch.float64), as_time(process.t_max))
+            g = process.diffusion(
+                torch.zeros(1, *self.shape, dtype=torch.float64, device="cpu"), as_time(process.t_max)
+            )
             if g.ndim > 1 + len(self.shape):
                 self.noise_type = "scalar" if g.shape[-1] == 1 else "general"
         self.memory: collections.deque[tuple[Tensor, float, bool, Tensor]] = collections.deque(maxlen=0)

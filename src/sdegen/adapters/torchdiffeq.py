@@ -159,7 +159,7 @@ class Even:
         """Times `[n + 1]` from start (t_max unless given) to end (t_min unless given)."""
         ends = by_time(process, 1, start=start, end=end)
         clock = self.frame.clock(process.level(ends))
-        share = torch.linspace(0.0, 1.0, check_steps(n) + 1, dtype=torch.float64)
+        share = torch.linspace(0.0, 1.0, check_steps(n) + 1, dtype=torch.float64, device="cpu")
         times = self.frame.level(process, clock[0] + share * (clock[1] - clock[0])).t
         return check_times(torch.cat([ends[:1], times[1:-1], ends[1:]]), process)
 

@@ -249,7 +249,7 @@ def _best(probe: Probe, pilots: _Pilots, n: int, budget: _Budget) -> Plan:
     scale, judges = pilots.path.scale, held if budget.fit else pilots
     found: list[tuple[float, Plan, Tensor]] = []
     for lams in _grids(fits.path, n, budget.runs, budget.fit):
-        plan, own = adams(lams, scale, _order(n)), torch.empty(n, 0)
+        plan, own = adams(lams, scale, _order(n)), torch.empty(n, 0, device="cpu")
         if budget.fit:
             plan, own = fitted(probe, plan, *fits)
         errors = tried(probe, plan, *judges)

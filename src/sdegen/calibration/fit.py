@@ -55,8 +55,8 @@ def least_squares(phi: Tensor, target: Tensor, base: Tensor, ridge: float) -> Te
     rest = target - torch.einsum("c,mce->me", base, phi)
     gram = columns @ columns.transpose(1, 2) / phi.shape[2]
     across = (columns @ rest[..., None])[..., 0] / phi.shape[2]
-    diagonal = ridge * torch.eye(len(base), dtype=F64)
-    trust = torch.ones(len(phi), dtype=F64)
+    diagonal = ridge * torch.eye(len(base), dtype=F64, device="cpu")
+    trust = torch.ones(len(phi), dtype=F64, device="cpu")
     for _ in range(_ROUNDS):
         trust = trust / trust.sum()
         found = torch.linalg.solve(torch.einsum("m,mab->ab", trust, gram) + diagonal, trust @ across)

@@ -21,7 +21,9 @@ _RIDGE = 1e-6
 
 def karras_lams(n: int, first: Tensor, last: Tensor) -> Tensor:
     """n steps of the grid `karras`, as log-SNRs `[n + 1]`."""
-    return _between(first, spacings.karras_lams(torch.linspace(0.0, 1.0, n + 1, dtype=F64), first, last), last)
+    return _between(
+        first, spacings.karras_lams(torch.linspace(0.0, 1.0, n + 1, dtype=F64, device="cpu"), first, last), last
+    )
 
 
 def _between(first: Tensor, lams: Tensor, last: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ def _area(xs: Tensor, ys: Tensor) -> Tensor:
 def equidistributed(lams: Tensor, weight: Tensor, n: int) -> Tensor:
     """n steps `[n + 1]` that share the integral of a density given at `lams` equally."""
     area = _area(lams, weight)
-    found = interpolate(torch.linspace(0.0, 1.0, n + 1, dtype=F64) * area[-1], area, lams)
+    found = interpolate(torch.linspace(0.0, 1.0, n + 1, dtype=F64, device="cpu") * area[-1], area, lams)
     return _between(lams[0], found, lams[-1])
 
 
@@ -83,7 +85,7 @@ class Residuals:
     """
 
     def __init__(self, path: Path) -> None:
-        self.lams = torch.linspace(float(path.lams[0]), float(path.lams[-1]), _TABLE, dtype=F64)
+        self.lams = torch.linspace(float(path.lams[0]), float(path.lams[-1]), _TABLE, dtype=F64, device="cpu")
         kept = torch.cat([path.z, path.F]).transpose(0, 1)
         forms = torch.cat(path.forms(self.lams))
         self.gram = forms @ (kept @ kept.transpose(1, 2) / kept.shape[2]) @ forms.T
@@ -97,7 +99,7 @@ class Residuals:
         part = (lams - self.lams[0]) / (self.lams[-1] - self.lams[0])
         found = (part * (_TABLE - 1)).round().long()
         n = len(found) - 1
-        rise = torch.arange(n + 1)
+        rise = torch.arange(n + 1, device="cpu")
         found = (found - rise).cummax(0).values + rise
         return torch.minimum(found, _TABLE - 1 - n + rise)
 
@@ -107,7 +109,7 @@ class Residuals:
 
     def __call__(self, places: Tensor) -> float:
         """The indicator for levels at places `[n + 1]`."""
-        total, key = torch.zeros(self.pilots, dtype=F64), tuple(places.tolist())
+        total, key = torch.zeros(self.pilots, dtype=F64, device="cpu"), tuple(places.tolist())
         for k in range(len(places) - 1):
             # a step depends on the levels up to its end alone
             known = self._known.get(key[: k + 2])
@@ -121,7 +123,7 @@ class Residuals:
         chosen = torch.cat([places[k : k + 1], _TABLE + places[: k + 1], places[k + 1 : k + 2]])
         gram = self.gram[:, chosen[:, None], chosen]
         # what is left to fit: z_{k+1} - z_k - (theta_{k+1} - theta_k) F_k
-        rest = torch.zeros(k + 3, dtype=F64)
+        rest = torch.zeros(k + 3, dtype=F64, device="cpu")
         rest[0], rest[k + 2] = -1.0, 1.0
         rest[k + 1] = self.theta[places[k]] - self.theta[places[k + 1]]
         across = gram @ rest
@@ -132,7 +134,7 @@ class Residuals:
             a, b = (gram.sum(0) - gram) / (self.pilots - 1), (across.sum(0) - across) / (self.pilots - 1)
         else:
             a, b = gram.mean(0).expand_as(gram), across.mean(0).expand_as(across)
-        found = torch.linalg.solve_ex(a + _RIDGE * torch.eye(k + 2, dtype=F64), b)[0]
+        found = torch.linalg.solve_ex(a + _RIDGE * torch.eye(k + 2, dtype=F64, device="cpu"), b)[0]
         left = square + (found * ((gram @ found[..., None])[..., 0] - 2 * across)).sum(1)
         clipped: Tensor = left.clamp(min=0.0)
         return clipped
@@ -140,7 +142,7 @@ class Residuals:
     def search(self, lams: Tensor, trials: int = 500) -> Tensor:
         """Levels with a smaller indicator: one level moves, or all on one side of it; ever smaller moves."""
         best = self.places(lams).tolist()
-        value, moves = self(torch.tensor(best)), _moves(len(best) - 1)
+        value, moves = self(torch.tensor(best, device="cpu")), _moves(len(best) - 1)
         for size in (16, 8, 4, 2, 1):
             improved = True
             while improved and trials > 0:
@@ -150,7 +152,7 @@ class Residuals:
                     if any(b <= a for a, b in itertools.pairwise(new)):
                         continue
                     trials -= 1
-                    found = self(torch.tensor(new))
+                    found = self(torch.tensor(new, device="cpu"))
                     if found < value:
                         best, value, improved = new, found, True
         return _between(lams[0], self.lams[best], lams[-1])

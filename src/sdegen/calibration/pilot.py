@@ -105,9 +105,12 @@ class Probe:
 
     def _rows(self, start: int, count: int) -> Any:
         """The model for rows from `start` on, the conditions of single samples used in turn."""
-        conditions = self.model.condition.values()
-        samples = max((len(v) for v in conditions if isinstance(v, Tensor) and v.ndim), default=1)
-        return self.model if samples == 1 else self.model.rows(torch.arange(start, start + count) % samples)
+        samples = self.model.count
+        return (
+            self.model
+            if samples is None
+            else self.model.rows(torch.arange(start, start + count, device="cpu") % samples)
+        )
 
     def keep(self, values: Tensor) -> Tensor:
         """The elements that are fitted, `[B, E]`, on the host."""
@@ -131,7 +134,7 @@ class Path:
 
     def forms(self, lams: Tensor) -> tuple[Tensor, Tensor]:
         """z and F at any log-SNRs `[q]` as linear forms in the path's own z and F: two matrices `[q, 2 m]`."""
-        m, rows = len(self.lams), torch.arange(len(lams))
+        m, rows = len(self.lams), torch.arange(len(lams), device="cpu")
         left = (torch.searchsorted(self.lams, lams + 1e-12, right=True) - 1).clamp(0, m - 1)
         near = _nearest(left, m)
         of_f, of_z = lams.new_zeros(len(lams), 2 * m), lams.new_zeros(len(lams), 2 * m)
@@ -168,13 +171,13 @@ class Path:
 
 def _nearest(left: Tensor, count: int) -> Tensor:
     """The four of `count` levels around the interval right of each level `left` `[q]`: `[q, 4]`."""
-    return (left - _NODES // 2 + 1).clamp(0, count - _NODES)[:, None] + torch.arange(_NODES)
+    return (left - _NODES // 2 + 1).clamp(0, count - _NODES)[:, None] + torch.arange(_NODES, device="cpu")
 
 
 def _lagrange(at: Tensor, nodes: Tensor) -> Tensor:
     """The Lagrange polynomials through `nodes` `[q, w]` at points `[q, g]`: `[q, g, w]`."""
     w = nodes.shape[-1]
-    same = torch.eye(w, dtype=torch.bool)
+    same = torch.eye(w, dtype=torch.bool, device="cpu")
     above = torch.where(same, 1.0, at[..., None, None] - nodes[:, None, None, :])
     below = torch.where(same, 1.0, nodes[:, :, None] - nodes[:, None, :])
     return above.prod(-1) / below.prod(-1)[:, None, :]
@@ -230,7 +233,7 @@ def trace(probe: Probe, y: Tensor, lams: Tensor, scale: float) -> Path:
     F = torch.stack([*values, probe.keep(probe(end, lams[-1], scale))])
     z = [states[0] / n[0]]
     m = len(lams)
-    near = _nearest(torch.arange(m - 1), m)
+    near = _nearest(torch.arange(m - 1, device="cpu"), m)
     for row, nodes in zip(_integral(lams[:-1], lams[1:], lams[near], scale), near):
         z.append(z[-1] + torch.einsum("w,wpe->pe", row, F[nodes]))
     defect = (z[-1] * n[-1] - states[-1]).square().mean(1).sqrt()
@@ -241,5 +244,5 @@ def span(process: Process) -> tuple[Tensor, Tensor]:
     """The log-SNRs at t_max and t_min. Raises InvalidTypeError for what is no Process."""
     if not process.gaussian:
         raise InvalidTypeError(f"calibrate needs a Process with alpha and sigma, got {process}")
-    ends = process.level(torch.tensor([process.t_max, process.t_min], dtype=F64)).lam
+    ends = process.level(torch.tensor([process.t_max, process.t_min], dtype=F64, device="cpu")).lam
     return ends[0], ends[1]

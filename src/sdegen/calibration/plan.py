@@ -111,7 +111,7 @@ class Plan(Table):
             raise InvalidTypeError(f"a plan needs a Process with alpha and sigma, got {process}")
         if n is not None and n != self.steps:
             raise InvalidArgumentError(f"this plan has {self.steps} steps, got steps={n}: leave steps out")
-        limits = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
+        limits = torch.tensor([process.t_max, process.t_min], dtype=torch.float64, device="cpu")
         reach = process.level(limits).lam
         if not readable(reach):
             found: Tensor = process.at(self.lams).t
@@ -158,7 +158,7 @@ class Plan(Table):
     def _newest_first(self) -> Tensor:
         """The weights with those of the values from the newest on, `[n, 1 + n]`; never kept, as it may be traced."""
         n = self.steps
-        back = torch.arange(n)[:, None] - torch.arange(n)
+        back = torch.arange(n, device="cpu")[:, None] - torch.arange(n, device="cpu")
         known = torch.where(back >= 0, self.weights[:, 1:].gather(1, back.clamp(min=0)), 0.0)
         return torch.cat([self.weights[:, :1], known], 1)
 
@@ -179,7 +179,7 @@ class Plan(Table):
         p, q = (v.expand_as(now.t) for v in plane(process, now, frame.want(process, now, 0.0)))
         symbols = _Symbols(process, torch.stack([p, q], 1))
         each = points(levels)
-        n, x = len(now.t), torch.eye(1, 1 + len(now.t), dtype=torch.float64)
+        n, x = len(now.t), torch.eye(1, 1 + len(now.t), dtype=torch.float64, device="cpu")
         method = solver.for_steps(n)
         parts = solver.on(symbols, levels) or [method] * n
         if any(part.evals != 1 for part in parts):
@@ -195,8 +195,10 @@ class Plan(Table):
         weights = weights.tril(1) / levels.alpha[0]
         weights[:, 0] = keep
         top = int(vars(method).get("order", 1))
-        orders = torch.arange(1, n + 1).clamp(max=top)
-        return Plan(levels.lam, symbols.wants, weights, orders, torch.full((n,), math.nan, dtype=torch.float64))
+        orders = torch.arange(1, n + 1, device="cpu").clamp(max=top)
+        return Plan(
+            levels.lam, symbols.wants, weights, orders, torch.full((n,), math.nan, dtype=torch.float64, device="cpu")
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a safetensors file. Raises InvalidArgumentError without safetensors."""

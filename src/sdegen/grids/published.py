@@ -11,6 +11,7 @@ from sdegen.errors import InvalidArgumentError
 from sdegen.grids.times import check_steps, check_times, with_levels
 from sdegen.processes.schedules import DiscreteVP
 from sdegen.processes.sde import SDE
+from sdegen.tensors import as_time
 
 AYS_SD15 = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 """Align Your Steps for Stable Diffusion 1.5, sigma/alpha (Sabour, Fidler & Kreis 2024, table 3)."""
@@ -35,7 +36,7 @@ def from_sigmas(process: SDE, n: int, sigmas: Sequence[float] = AYS_SD15) -> Ten
         InvalidTypeError: an SDE without alpha and sigma.
     """
     linear = with_levels(process)
-    n, lams = check_steps(n), -torch.log(torch.as_tensor(sigmas, dtype=torch.float64))
+    n, lams = check_steps(n), -torch.log(as_time(sigmas))
     if lams.ndim != 1 or len(lams) < 2 or not bool((lams.diff() > 0).all()) or not bool(lams.isfinite().all()):
         raise InvalidArgumentError(f"sigmas must be positive, finite and fall, got {list(sigmas)}")
     first, last = (linear.level(t).lam for t in (process.t_max, process.t_min))
@@ -44,7 +45,7 @@ def from_sigmas(process: SDE, n: int, sigmas: Sequence[float] = AYS_SD15) -> Ten
             f"sigmas run from {float(sigmas[0]):g} to {float(sigmas[-1]):g}, beyond the levels of {process}, "
             f"{float(torch.exp(-first)):g} to {float(torch.exp(-last)):g}: leave out those beyond, or widen the process"
         )
-    place = torch.linspace(0.0, len(lams) - 1, n + 1, dtype=torch.float64)
+    place = torch.linspace(0.0, len(lams) - 1, n + 1, dtype=torch.float64, device="cpu")
     k = place.floor().long().clamp(max=len(lams) - 2)
     part = place - k
     inside = ((1 - part) * lams[k] + part * lams[k + 1]).clamp(first, last)
@@ -66,13 +67,13 @@ def timesteps(n: int, spacing: str = "leading", steps: int = 1000, offset: int =
     """
     if check_steps(n) > check_steps(steps):
         raise InvalidArgumentError(f"{n} time steps cannot be chosen from {steps}")
-    order = torch.arange(n, dtype=torch.float64)
+    order = torch.arange(n, dtype=torch.float64, device="cpu")
     if spacing == "leading":
         found = order.flip(0) * (steps // n) + offset
     elif spacing == "trailing":
         found = (steps - order * steps / n).round() - 1
     elif spacing == "linspace":
-        found = torch.linspace(0, steps - 1, n, dtype=torch.float64).round().flip(0)
+        found = torch.linspace(0, steps - 1, n, dtype=torch.float64, device="cpu").round().flip(0)
     else:
         raise InvalidArgumentError(f"spacing must be 'leading', 'trailing' or 'linspace', got {spacing!r}")
     if float(found.max()) > steps - 1 or float(found.min()) < 0:

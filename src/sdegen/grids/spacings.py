@@ -124,7 +124,7 @@ def graded(process: SDE, n: int, grid: Grid = by_snr, halvings: int = 20) -> Ten
     A multistep method starts on it with a first step `2^-halvings` as long, so that its order holds from the start.
     """
     times = grid(process, n)
-    part = torch.exp2(-torch.arange(check_steps(halvings, "halvings"), 0, -1, dtype=torch.float64))
+    part = torch.exp2(-torch.arange(check_steps(halvings, "halvings"), 0, -1, dtype=torch.float64, device="cpu"))
     return check_times(torch.cat([times[:1], _line(part, times[0], times[1]), times[1:]]), process)
 
 
@@ -150,5 +150,5 @@ def _in_time(process: SDE, n: int, start: Time, end: Time, place: Place) -> Tens
     if not first > last:
         raise InvalidArgumentError(f"a grid runs down in time: start={first:g} must be above end={last:g}")
     ends = check_times([first, last], process)
-    times = place(torch.linspace(0.0, 1.0, check_steps(n) + 1, dtype=torch.float64), *ends)
+    times = place(torch.linspace(0.0, 1.0, check_steps(n) + 1, dtype=torch.float64, device="cpu"), *ends)
     return check_times(torch.cat([ends[:1], times[1:-1], ends[1:]]), process)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.processes.process import Process
 from sdegen.processes.sde import SDE
-from sdegen.tensors import has_dtype, readable
+from sdegen.tensors import as_tensor, has_dtype, readable
 
 Grid = Callable[[SDE, int], Tensor]
 
@@ -32,7 +32,7 @@ def check_steps(n: int, name: str = "steps") -> int:
 
 def check_times(times: Any, sde: SDE | None = None) -> Tensor:
     """Times `[n + 1]` as float64 on the host, or an error unless finite, strictly monotone and inside the span."""
-    values = torch.as_tensor(times, dtype=None if has_dtype(times) else torch.float64)
+    values = as_tensor(times)
     if values.requires_grad:
         raise InvalidArgumentError("times that require gradients are not followed by the loop; detach them")
     if values.dtype == torch.bool or values.is_complex():
@@ -69,7 +69,7 @@ def with_levels(process: SDE) -> Process:
 
 def rounding(times: object) -> float:
     """The relative rounding that times bring along from their dtype."""
-    dtype = torch.as_tensor(times).dtype if has_dtype(times) else None
+    dtype = as_tensor(times).dtype if has_dtype(times) else None
     return 4 * torch.finfo(dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float64).eps
 
 

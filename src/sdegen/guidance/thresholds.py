@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
+from sdegen.scores.conditions import Conditions
 from sdegen.scores.model import Model, ModelMap, Want, convert, plane
 from sdegen.tensors import combine, expect_like, widen
 
-Edit = Callable[[Tensor, Tensor, Level], Tensor]
-"""`edit(data, x, level) -> data`: the predicted data `[B, *S]`, at x `[B, *S]` and a level `[]` or `[B]`."""
+Edit = Callable[..., Tensor]
+"""`edit(data, x, level, **condition) -> data`: the predicted data `[B, *S]`, at x and a level `[]` or `[B]`."""
 
 
 class EditedModel(ModelMap):
@@ -22,10 +25,11 @@ class EditedModel(ModelMap):
     `want = c_x x + c_data data`, by the 2x2 solve of `sdegen.scores.model`; made by `map_data`.
     """
 
-    def __init__(self, model: Model, edit: Edit, name: str) -> None:
+    def __init__(self, model: Model, edit: Edit, name: str, **condition: Any) -> None:
         super().__init__(model)
         self.edit = edit
         self.name = name
+        self._own = Conditions(condition)
 
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]` that goes with the edited data, at x `[B, *S]` and a level `[]` or `[B]`."""
@@ -38,14 +42,32 @@ class EditedModel(ModelMap):
     def predicted(self, x: Tensor, level: Level) -> Tensor:
         """The edited prediction of the data."""
         data = self.models[0](x, level, "data")
-        return expect_like(self.edit(data, x, level), data, f"{self.name} must return data")
+        condition = self._own.given(x.shape[0]) if self._own else {}
+        return expect_like(self.edit(data, x, level, **condition), data, f"{self.name} must return data")
+
+    @property
+    def count(self) -> int | None:  # type: ignore[override]
+        """How many samples the conditions of the edit, or of the model, are for."""
+        own = self._own.count
+        return super().count if own is None else own
+
+    def rows(self, index: Tensor) -> EditedModel:
+        """The same for the samples `index` `[b]`."""
+        part = cast(EditedModel, super().rows(index))
+        part._own = self._own.rows(index)
+        return part
+
+    def check_batch(self, n: int) -> None:
+        """The model's own check, and the edit's conditions."""
+        super().check_batch(n)
+        self._own.check(n)
 
     def __repr__(self) -> str:
         return f"{self.name}({self.models[0]!r})"
 
 
-def map_data(model: Model, edit: Edit, name: str = "map_data") -> EditedModel:
-    """The model with its predicted data `[B, *S]` replaced by `edit(data, x, level)`, like them.
+def map_data(model: Model, edit: Edit, name: str = "map_data", **condition: Any) -> EditedModel:
+    """The model with its predicted data `[B, *S]` replaced by `edit(data, x, level, **condition)`, like them.
 
     The edit is part of the score from then on, so a solver's order holds where it is smooth.
 
@@ -53,6 +75,8 @@ def map_data(model: Model, edit: Edit, name: str = "map_data") -> EditedModel:
         model: a score model, or a map of one.
         edit: a function of the predicted data `[B, *S]`, the state x `[B, *S]` and the level `[]` or `[B]`.
         name: what its repr and errors call it.
+        condition: what the edit takes by name, per sample as a `ScoreModel`'s: `mask=mask` `[B, *S]` has each
+            sample's own in every batch.
 
     Raises:
         InvalidTypeError: `model` is not a `Model` on a `Process`, or `edit` cannot be called.
@@ -61,7 +85,7 @@ def map_data(model: Model, edit: Edit, name: str = "map_data") -> EditedModel:
         raise InvalidTypeError(f"{name} takes a ScoreModel, whose data prediction it edits; got {model!r}")
     if not callable(edit):
         raise InvalidTypeError(f"edit must be a function (data, x, level) -> data, got {edit!r}")
-    return EditedModel(model, edit, name)
+    return EditedModel(model, edit, name, **condition)
 
 
 def static_threshold(model: Model, low: float = -1.0, high: float = 1.0) -> EditedModel:
@@ -69,9 +93,17 @@ def static_threshold(model: Model, low: float = -1.0, high: float = 1.0) -> Edit
 
     diffusers' clip_sample. Raises InvalidArgumentError unless low < high.
     """
-    if not low < high:
+    try:
+        right = low < high
+    except TypeError:
+        raise InvalidTypeError(f"thresholds must be numbers, got {low!r} and {high!r}") from None
+    if not right:
         raise InvalidArgumentError(f"thresholds must be low < high, got {low} and {high}")
-    return map_data(model, lambda data, x, level: data.clamp(low, high), "static_threshold")
+    return map_data(model, functools.partial(_clipped, low=low, high=high), "static_threshold")
+
+
+def _clipped(data: Tensor, x: Tensor, level: Level, low: float, high: float) -> Tensor:
+    return data.clamp(low, high)
 
 
 def dynamic_threshold(model: Model, quantile: float = 0.995, bound: float = 1.0) -> EditedModel:
@@ -84,13 +116,14 @@ def dynamic_threshold(model: Model, quantile: float = 0.995, bound: float = 1.0)
     if not (0 < quantile <= 1 and bound > 0):
         raise InvalidArgumentError(f"quantile must be in (0, 1] and bound positive, got {quantile} and {bound}")
 
-    def edit(data: Tensor, x: Tensor, level: Level) -> Tensor:
-        wide = widen(data)
-        size = _quantile(wide.flatten(1).abs(), quantile).clamp(min=bound)
-        size = size.reshape(-1, *(1,) * (data.ndim - 1))
-        return (torch.maximum(torch.minimum(wide, size), -size) * (bound / size)).to(data.dtype)
+    return map_data(model, functools.partial(_scaled, quantile=quantile, bound=bound), "dynamic_threshold")
 
-    return map_data(model, edit, "dynamic_threshold")
+
+def _scaled(data: Tensor, x: Tensor, level: Level, quantile: float, bound: float) -> Tensor:
+    wide = widen(data)
+    size = _quantile(wide.flatten(1).abs(), quantile).clamp(min=bound)
+    size = size.reshape(-1, *(1,) * (data.ndim - 1))
+    return (torch.maximum(torch.minimum(wide, size), -size) * (bound / size)).to(data.dtype)
 
 
 def _quantile(values: Tensor, q: float) -> Tensor:

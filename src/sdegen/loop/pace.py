@@ -108,7 +108,7 @@ class Adaptive(Controller):
         tried = (self._clock(next) - self._clock(now)).abs()
         factor = self._factor(state, size, step)
         bounds = self.settings
-        most = torch.where(state.again, 1.0, bounds.max_factor)
+        most = torch.where(state.again, torch.ones_like(tried), bounds.max_factor)
         longer = torch.minimum(factor.clamp(min=bounds.min_factor), most)
         shorter = torch.where(finite, factor.clamp(bounds.min_factor, 0.9), bounds.min_factor)
         chosen = torch.where(still, state.step, tried * torch.where(accept, longer, shorter))

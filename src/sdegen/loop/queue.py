@@ -155,11 +155,11 @@ class Queue:
         missing = self.size - count if self.fixed and count else 0
         if not missing:
             return batch
-        return cat_rows(batch, batch.take(torch.zeros(missing, dtype=torch.int64)).parked())
+        return cat_rows(batch, batch.take(torch.zeros(missing, dtype=torch.int64, device="cpu")).parked())
 
     def _entered(self, count: int) -> Batch:
         """The next samples of the source, at the start."""
-        index = torch.arange(self.taken, self.taken + count)
+        index = torch.arange(self.taken, self.taken + count, device="cpu")
         self.taken += count
         x, model = self.source.start(index), self.source.model(index)
         now, next, pace = self.control.init(self.process, x)
@@ -178,7 +178,7 @@ class Queue:
             next, pace = self.control.leaving(self.process, now, pace, step)
         self.init_evals.append(torch.full((count,), evals, dtype=torch.int32, device=x.device))
         entered = Batch(index, State(x, carry, now, next, pace, 0, 0, None))
-        return entered if len(index) == count else entered.take(torch.arange(count))
+        return entered if len(index) == count else entered.take(torch.arange(count, device="cpu"))
 
     def _piece(self, which: Tensor, before: State, after: State) -> Piece:
         """The steps that were taken in an attempt, for dense output."""

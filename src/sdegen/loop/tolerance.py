@@ -149,7 +149,7 @@ class PI(Control):
         if ends[0] == ends[1]:
             raise InvalidArgumentError(f"start and end must differ, got {ends[0]:g} twice")
         if process.gaussian:
-            check_levels(process, process.level(torch.tensor(ends, dtype=torch.float64)))
+            check_levels(process, process.level(torch.tensor(ends, dtype=torch.float64, device="cpu")))
         return ends
 
     def _local(self, dtype: torch.dtype) -> tuple[float, float]:

@@ -155,7 +155,7 @@ class Brownian:
         halvings = torch.arange(self.depth, -1, -1, device=share.device)
         cell = (share * 2.0**self.depth).long().clamp(0, (1 << self.depth) - 1)[..., None] >> halvings
         size = (torch.ones_like(halvings) << (self.depth - halvings)).to(share.dtype).reciprocal()
-        left, middle, right = self._clock_at(torch.stack([cell * size, (cell + 0.5) * size, (cell + 1) * size]))
+        left, middle, right = self._clock_at(torch.stack([cell * size, (2 * cell + 1) * (size / 2), (cell + 1) * size]))
         start, end = left[..., 0], right[..., 0]
         clock = level.t if self.clock is None else self.clock(level).detach()
         clock = clock.clamp(torch.minimum(start, end), torch.maximum(start, end))
@@ -218,12 +218,16 @@ class Brownian:
             depth, place = terms[0].depth, terms[0].place
             words = (place & _LOW, place >> 32, depth, _TREE_DOMAIN)
             return [noises.normals(self.seeds, shape, words, **options)]
-        places = torch.stack([torch.as_tensor(term.place) for term in terms])
+        places = torch.stack([_placed(term.place) for term in terms])
         places = places.reshape(count, -1).expand(count, batch).reshape(-1)
-        depths = torch.tensor([term.depth for term in terms]).repeat_interleave(batch)
+        depths = torch.tensor([term.depth for term in terms], device="cpu").repeat_interleave(batch)
         words = (places & _LOW, places >> 32, depths, _TREE_DOMAIN)
         drawn = noises.normals(self.seeds.repeat(count), shape, words, **options)
         return drawn.reshape(count, batch, *shape).unbind(0)
+
+
+def _placed(place: int | Tensor) -> Tensor:
+    return place if isinstance(place, Tensor) else torch.tensor(place, device="cpu")
 
 
 def _on_host(level: Level) -> bool:

@@ -82,7 +82,7 @@ class LinearSDE(SDE):
             raise InvalidArgumentError(f"data_cov must be {list(A.shape)}, as A, got {list(cov.shape)}")
         for name, value in (("A", A), ("B", B), ("data_cov", cov)):
             object.__setattr__(self, name, value)
-        ends = torch.linspace(self.t_min, self.t_max, 33, dtype=torch.float64)
+        ends = torch.linspace(self.t_min, self.t_max, 33, dtype=torch.float64, device="cpu")
         if not bool((self.rate(ends) > 0).all()):
             raise InvalidArgumentError(f"beta must be positive on [{self.t_min:g}, {self.t_max:g}]")
 
@@ -144,7 +144,7 @@ class LinearSDE(SDE):
         """The covariance P `[D0, D0]` of the stationary law, `A P + P A^T + B B^T = 0`, or None where there is none."""
         if bool((torch.linalg.eigvals(self.A).real >= 0).any()):
             return None
-        step, P = self.series(torch.tensor(1.0, dtype=torch.float64))
+        step, P = self.series(torch.tensor(1.0, dtype=torch.float64, device="cpu"))
         for _ in range(64):
             P, step = P + step @ P @ step.mT, step @ step
         return P
@@ -174,7 +174,7 @@ class LinearSDE(SDE):
 
     def wide(self, matrix: Tensor, x: Tensor) -> Tensor:
         """`matrix (x) I_n` `[D, D]` for samples like those of x `[B, *S]`."""
-        return torch.kron(matrix, torch.eye(self.blocks(x), dtype=torch.float64))
+        return torch.kron(matrix, torch.eye(self.blocks(x), dtype=torch.float64, device="cpu"))
 
     def _act(self, matrix: Tensor, x: Tensor) -> Tensor:
         """`matrix (x) I_n` on x `[B, *S]`, matrix `[D0, D0]` or `[B, D0, D0]`: column by column, alike in any batch."""
@@ -256,7 +256,7 @@ class Series:
     @staticmethod
     def of(A: Tensor, noise: Tensor, longest: float) -> Series:
         """For lengths up to `longest`; noise is `B B^T`."""
-        power, part = torch.eye(len(A), dtype=torch.float64), noise
+        power, part = torch.eye(len(A), dtype=torch.float64, device="cpu"), noise
         steps, spreads = [], []
         for k in range(_TERMS):
             steps.append(power)

@@ -91,7 +91,7 @@ class Process(SDE):
 
     def _noisiness(self, span: tuple[float, float]) -> Tensor:
         """`-lam` at two times, `[2]`."""
-        lams: Tensor = -self.level(torch.tensor(span, dtype=torch.float64)).lam
+        lams: Tensor = -self.level(torch.tensor(span, dtype=torch.float64, device="cpu")).lam
         return lams
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class Process(SDE):
             InvalidTypeError: alpha or sigma does not return a tensor.
         """
         process = _FunctionProcess(alpha, sigma, t_min, t_max)
-        check_levels(process, process.level(torch.linspace(t_min, t_max, 129, dtype=torch.float64)))
+        check_levels(process, process.level(torch.linspace(t_min, t_max, 129, dtype=torch.float64, device="cpu")))
         return process
 
 

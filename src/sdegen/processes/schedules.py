@@ -246,7 +246,11 @@ class DiscreteVP(_ByLogAlpha):
     lams: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64) if self.betas is None else as_time(self.betas)
+        betas = (
+            torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64, device="cpu")
+            if self.betas is None
+            else as_time(self.betas)
+        )
         if betas.ndim != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
             raise InvalidArgumentError(
                 "betas must be one dimension of at least two numbers in (0, 1) (DiscreteVP() has a thousand); where "

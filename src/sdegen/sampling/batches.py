@@ -93,7 +93,7 @@ class Batches:
     def to_tolerance(self, control: Adaptive, solver: Solver, denoise: bool, shown: bool | None) -> Solution:
         """All samples with steps of their own, the batch kept full from the queue; failed ones with their status."""
         n, process = len(self.seeds), self.whole.process
-        first = torch.arange(min(1, n))
+        first = torch.arange(min(1, n), device="cpu")
         x = self.start(first)
         check_solve(self.model(first), x, control, solver, self.noise(first), "return", None)
         source = Source(n, self.model, self.start, self.noise)

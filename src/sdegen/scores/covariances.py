@@ -138,7 +138,7 @@ class Covariances(ABC):
 
     def dense(self, count: int, dim: int) -> Tensor:
         """All K = count of them as matrices `[K, D, D]`."""
-        return torch.stack([self.average(w, dim) for w in torch.eye(count, dtype=torch.float64)])
+        return torch.stack([self.average(w, dim) for w in torch.eye(count, dtype=torch.float64, device="cpu")])
 
     def by_chunks(self, x: Tensor, at: Weights, work: Callable[[Tensor, Weights], Tensor]) -> Tensor:
         """`work` on some rows of x `[B, D]` at a time, as memory allows; no row's result depends on the others."""

@@ -13,7 +13,7 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
 from sdegen.scores.covariances import Covariances, Diagonal, Isotropic, Weights
 from sdegen.scores.low_rank import FactorDiagonal, Spectral
-from sdegen.tensors import Numbers, numbers, readable, tensor
+from sdegen.tensors import Numbers, as_time, numbers, readable, tensor
 
 
 def log_weights(means: Tensor, weights: Numbers | None) -> Tensor:
@@ -117,7 +117,7 @@ def state(x: Any, shape: Sequence[int]) -> Tensor:
 
 def weights(x: Tensor, level: Level, p: Tensor, q: Tensor) -> Weights:
     """The scalars of a prediction `p data + q noise` at a level, each `[]` or one for each row of x."""
-    values = [torch.as_tensor(v, dtype=torch.float64) for v in (level.alpha, level.sigma, p, q)]
+    values = [as_time(v) for v in (level.alpha, level.sigma, p, q)]
     for value in values:
         if value.ndim > 1 or (value.ndim == 1 and value.shape[0] not in (1, x.shape[0])):
             raise InvalidArgumentError(

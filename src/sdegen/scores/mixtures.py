@@ -162,7 +162,7 @@ class GaussianMixture:
             own = covs.diagonal(dim1=-2, dim2=-1)
             stds = torch.stack([own, torch.full_like(own, variance)], 1).sqrt()
             return GaussianMixture(means, stds=stds.reshape(means.shape), weights=self.weights)
-        other = variance * torch.eye(covs.shape[1], dtype=torch.float64)
+        other = variance * torch.eye(covs.shape[1], dtype=torch.float64, device="cpu")
         joint = torch.stack([torch.block_diag(own, other) for own in covs])  # type: ignore[no-untyped-call]
         return GaussianMixture(means, covs=joint, weights=self.weights)
 
@@ -200,7 +200,7 @@ class GaussianMixture:
                 raise InvalidArgumentError(
                     f"{self!r} has no density: a covariance is singular (or stds are zero); give a level or other stds"
                 )
-            one = torch.ones((), dtype=torch.float64)
+            one = torch.ones((), dtype=torch.float64, device="cpu")
             level = Level(0 * one, one, 0 * one)
         at = inputs.weights(x, level, level.alpha, level.sigma)
         logits = here._kind.by_chunks(flat, at, lambda part, some: here._seen(part, some)[0])

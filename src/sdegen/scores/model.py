@@ -25,6 +25,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, unknown_keywords, warn_caller
 from sdegen.level import Level, check_level
 from sdegen.processes.process import Process
+from sdegen.scores.conditions import Conditions
 from sdegen.tensors import batch_time, call_score, combine, module_behind, named
 
 Want = str | tuple[Tensor, Tensor]
@@ -114,6 +115,8 @@ class Model(ABC):
     """The `torch.nn.Module` behind it, if there is one: it has the dtype, device and training mode."""
     device: torch.device | None = None
     """Where it answers, where no module says so."""
+    count: int | None = None
+    """How many samples its conditions are for; None where any number will do."""
 
     @abstractmethod
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
@@ -129,6 +132,9 @@ class Model(ABC):
 
 class ModelMap(Model):
     """A model made of models: what it does not say for itself is theirs."""
+
+    index: Tensor | None = None
+    """Which samples of the whole call its rows are `[b]`, None where they are all: what a batch of them has."""
 
     def __init__(self, *models: Model) -> None:
         self.models = models
@@ -153,10 +159,16 @@ class ModelMap(Model):
         """Where the first one answers."""
         return self.models[0].device
 
+    @property
+    def count(self) -> int | None:  # type: ignore[override]
+        """The number of samples of the first model that says one."""
+        return next((count for model in self.models if (count := model.count) is not None), None)
+
     def rows(self, index: Tensor) -> ModelMap:
-        """The same map of the models for the samples `index` `[b]`."""
+        """The same map of the models for the samples `index` `[b]`, which its `index` keeps."""
         part = copy.copy(self)
         part.models = tuple(model.rows(index) for model in self.models)
+        part.index = index if self.index is None else self.index[index.to(self.index.device)]
         return part
 
     def check_batch(self, n: int) -> None:
@@ -219,9 +231,11 @@ class ScoreModel(Model):
       `c_in x` and, unless `time` is given, `log(sigma)/4` (Karras et al. 2022, table 1, with `sigma_data`);
     - 'energy': net returns an energy `[B]` and `score = -grad energy`.
 
-    A tensor condition with at least one dimension is per sample, `[B, ...]` or `[1, ...]`; all else is passed on as
-    it is. Every output is checked (`ScoreError`); another floating dtype is refused unless `cast=True`.
-    A prediction for a half-precision x is returned in float32 where it had to be converted.
+    Conditions are per sample: tensors and arrays `[B, ...]` or `[1, ...]`, lists of B items, and dicts, lists and
+    tuples of such, in any depth; each sample's part goes with it into every batch. Numbers, strings and `sd.shared`
+    values are one for all.
+    Every output is checked (`ScoreError`); another floating dtype is refused unless `cast=True`. A prediction for a
+    half-precision x is returned in float32 where it had to be converted.
     """
 
     linear = True
@@ -267,7 +281,7 @@ class ScoreModel(Model):
         self.sigma_data = sigma_data
         self.cast = cast
         self.time_dtype = time_dtype
-        self.condition = condition
+        self._conditions = Conditions(condition)
         if predicts not in ("edm", "energy") and not callable(predicts):
             middle = process.level((process.t_min + process.t_max) / 2)
             try:
@@ -306,9 +320,7 @@ class ScoreModel(Model):
         if not isinstance(value, Tensor):
             raise InvalidTypeError(f"time(level) must return a tensor like level.t, got {value!r}")
         time = batch_time(value, x, self.time_dtype)
-        condition = self.condition
-        if condition:
-            condition = {name: _per_sample(name, value, x.shape[0]) for name, value in condition.items()}
+        condition = self._conditions.given(x.shape[0]) if self._conditions else {}
         if self.predicts == "energy":
             return self._force(x, time, condition)
         if self.predicts == "edm":
@@ -327,8 +339,7 @@ class ScoreModel(Model):
 
     def check_batch(self, n: int) -> None:
         """Raises InvalidArgumentError unless every per-sample condition is for n samples, or one for all."""
-        for name, value in self.condition.items():
-            _per_sample(name, value, n)
+        self._conditions.check(n)
 
     def __repr__(self) -> str:
         net = type(self.net).__name__ if self.module is not None else named(self.net)
@@ -337,31 +348,23 @@ class ScoreModel(Model):
     def rows(self, index: Tensor) -> ScoreModel:
         """The same model for the samples `index` `[b]` of its per-sample conditions."""
         part = copy.copy(self)
-        part.condition = {
-            name: value[index.to(value.device)] if _is_per_sample(value) and value.shape[0] != 1 else value
-            for name, value in self.condition.items()
-        }
+        part._conditions = self._conditions.rows(index)
         return part
+
+    @property
+    def condition(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The conditions, by name."""
+        return self._conditions.values
+
+    @property
+    def count(self) -> int | None:  # type: ignore[override]
+        """How many samples the conditions are for."""
+        return self._conditions.count
 
     @property
     def module(self) -> torch.nn.Module | None:  # type: ignore[override]
         """The `torch.nn.Module` behind `net`, if there is one: it has the dtype, device and training mode."""
         return module_behind(self.net)
-
-
-def _is_per_sample(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
-
-
-def _per_sample(name: str, value: Any, batch: int) -> Any:
-    if not _is_per_sample(value) or value.shape[0] == batch:
-        return value
-    if value.shape[0] == 1:
-        return value.expand(batch, *value.shape[1:])
-    raise InvalidArgumentError(
-        f"condition {name!r} has shape {list(value.shape)} for a batch of {batch}: its first dimension must be the "
-        "batch or 1 (close over tensors that are not per sample: functools.partial(net, ...))"
-    )
 
 
 def warn_if_training(model: Any) -> None:

@@ -242,7 +242,7 @@ class Adams(Solver):
 
     def _power(self, order: Tensor) -> Tensor:
         """With which power of the step the term of an order falls; values of N have noise of half a power in them."""
-        return order + (0.5 if self.stochastic else 1.0)
+        return order.to(torch.float64) + (0.5 if self.stochastic else 1.0)
 
     def inside(self, process: SDE, now: Level, next: Level, inner: _Inner, at: Level) -> Tensor:
         """x at a level inside of a step, by the step's own polynomial. Raises InvalidArgumentError for eta > 0."""

@@ -88,7 +88,7 @@ class Moments(Frame):
     def _widths(self) -> Tensor:
         """The widths of all groups, those of the basis and then the rest, `[G]`."""
         stds: Tensor = self.stds  # type: ignore[assignment]
-        return torch.cat([stds.detach().double().cpu(), torch.tensor([self.rest], dtype=torch.float64)])
+        return torch.cat([stds.detach().double().cpu(), torch.tensor([self.rest], dtype=torch.float64, device="cpu")])
 
     def _by_group(self, lam: Tensor) -> Tensor:
         """`lam + log sd`, `[G, *lam.shape]`."""

@@ -30,10 +30,12 @@ _SERIES = 26
 _NEAR = 1.5
 _TOP = 8
 _INVERSE_FACTORIALS = torch.tensor(
-    [[1 / math.factorial(n + k) for k in range(1, _TOP + 1)] for n in range(_SERIES + 1)], dtype=torch.float64
+    [[1 / math.factorial(n + k) for k in range(1, _TOP + 1)] for n in range(_SERIES + 1)],
+    dtype=torch.float64,
+    device="cpu",
 )
-_SAME = torch.eye(_TOP, dtype=torch.bool)
-_LATER = torch.ones(_TOP, _TOP, dtype=torch.bool).triu()
+_SAME = torch.eye(_TOP, dtype=torch.bool, device="cpu")
+_LATER = torch.ones(_TOP, _TOP, dtype=torch.bool, device="cpu").triu()
 _GAUSS = tuple(torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(24))  # points and masses on [-1, 1]
 
 

@@ -66,7 +66,7 @@ class RungeKutta(Table):
     @property
     def dense(self) -> bool:
         """Whether the tableau has dense weights."""
-        return self.tableau.inner(torch.ones((), dtype=torch.float64)) is not None
+        return self.tableau.inner(torch.ones((), dtype=torch.float64, device="cpu")) is not None
 
     @property
     def max_jump(self) -> float:

@@ -72,9 +72,9 @@ class Singlestep(Table):
     @property
     def convergence(self) -> int:
         """The order at which errors fall with the step: of the path for eta = 0, of the law (weak) for eta > 0."""
-        at = torch.tensor([(0.0, *self.stages)[i] for i in self.final], dtype=torch.float64)
-        powers = at ** torch.arange(len(at), dtype=torch.float64)[:, None]
-        masses = torch.linalg.solve(powers, 1 / torch.arange(1, len(at) + 1, dtype=torch.float64))
+        at = torch.tensor([(0.0, *self.stages)[i] for i in self.final], dtype=torch.float64, device="cpu")
+        powers = at ** torch.arange(len(at), dtype=torch.float64, device="cpu")[:, None]
+        masses = torch.linalg.solve(powers, 1 / torch.arange(1, len(at) + 1, dtype=torch.float64, device="cpu"))
         degree = len(at)
         while abs(float((masses * at**degree).sum()) - 1 / (degree + 1)) < 1e-12:
             degree += 1

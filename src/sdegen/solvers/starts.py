@@ -184,7 +184,7 @@ class ByLength(Table):
             )
         times = self.grid(process, _FINE).flip(0).numpy()
         place = np.interp(torch.stack([now.t, next.t]).detach().cpu().numpy(), times, np.arange(_FINE + 1))
-        share = torch.as_tensor(np.abs(place[0] - place[1])) / _FINE
+        share = torch.from_numpy(np.abs(place[0] - place[1])) / _FINE
         return (1 / share.clamp(min=1e-9)).round().to(now.t.device)
 
 

@@ -1,0 +1,282 @@
+"""Conditions of a network: which of their parts belong to one sample each, and those of some of the samples.
+
+A tensor or an array of at least one dimension is per sample. A dict, and a list or tuple that holds such parts, is a
+structure of them; a list or tuple of n items that holds none has one for each sample. What is not per sample is said
+by `shared`.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError
+from sdegen.tensors import readable
+
+_ADVICE = "write sd.shared(value) for what is one for all samples"
+Sizes = frozenset[int] | None
+"""The numbers of samples that a condition may be for; None where any number will do."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A value that is one for all samples, whatever its length."""
+
+    value: Any
+
+
+def shared(value: Any) -> Shared:
+    """A condition that every sample gets whole, as `ScoreModel(process, net, table=sd.shared(table))`.
+
+    Args:
+        value: anything; the network gets it as it is.
+
+    Returns:
+        The value, marked.
+    """
+    return Shared(value)
+
+
+class Conditions:
+    """The conditions of a model by name, each sorted into what is per sample and what is not."""
+
+    def __init__(self, condition: Mapping[str, Any]) -> None:
+        self._parts: dict[str, _Part] = {name: _sorted(value) for name, value in condition.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The conditions as they were given."""
+        return {name: part.whole() for name, part in self._parts.items()}
+
+    def check(self, n: int) -> None:
+        """Raises InvalidArgumentError unless every condition is for n samples, or one for all."""
+        for name, part in self._parts.items():
+            part.decided(name, n)
+
+    @property
+    def count(self) -> int | None:
+        """How many samples they are for, None where any number will do.
+
+        Raises InvalidArgumentError where that is not clear.
+        """
+        sizes = _common(self._parts.values())
+        if sizes is None or len(sizes) == 1:
+            return None if sizes is None else min(sizes)
+        each = {name: sorted(part.sizes or ()) for name, part in self._parts.items()}
+        several = f"may be for {' or '.join(map(str, sorted(sizes)))} samples" if sizes else "differ in length"
+        raise InvalidArgumentError(f"the conditions {several}, by name {each}: {_ADVICE}")
+
+    def rows(self, index: Tensor) -> Conditions:
+        """Those of the samples `index` `[b]`.
+
+        Raises InvalidArgumentError for an index beyond them, or where it is not clear how many samples they are for.
+        """
+        n = self.count
+        if n is not None and index.numel() and readable(index) and not (-n <= int(index.min()) and index.max() < n):
+            raise InvalidArgumentError(f"the conditions are for {n} samples, got rows {index.tolist()}")
+        some = Conditions({})
+        some._parts = {name: part.decided(name, n or 1).rows(index) for name, part in self._parts.items()}
+        return some
+
+    def given(self, n: int) -> dict[str, Any]:
+        """What the network gets for a batch of n samples."""
+        return {name: part.decided(name, n).given(n) for name, part in self._parts.items()}
+
+
+class _Part(ABC):
+    """A condition, or a part of one."""
+
+    sizes: Sizes = None
+    own: bool = False
+    """Whether something in it is per sample."""
+
+    def decided(self, name: str, n: int) -> _Part:
+        """The part where there are n samples: Raises InvalidArgumentError where it is not for so many."""
+        return self
+
+    def rows(self, index: Tensor) -> _Part:
+        """The part for some of the samples."""
+        return self
+
+    def given(self, n: int) -> Any:
+        """What the network gets for a batch of n samples."""
+        return self.whole()
+
+    @abstractmethod
+    def whole(self) -> Any:
+        """The value that was given."""
+
+
+@dataclass(frozen=True)
+class _Whole(_Part):
+    """What is one for all samples."""
+
+    value: Any
+
+    def given(self, n: int) -> Any:
+        return self.value.value if isinstance(self.value, Shared) else self.value
+
+    def whole(self) -> Any:
+        return self.value
+
+
+@dataclass(frozen=True)
+class _Rows(_Part):
+    """A tensor or an array with a row for each sample, or one row for all."""
+
+    value: Any
+    own = True
+
+    @property
+    def sizes(self) -> Sizes:  # type: ignore[override]
+        return None if self.value.shape[0] == 1 else frozenset([int(self.value.shape[0])])
+
+    def decided(self, name: str, n: int) -> _Part:
+        if self.value.shape[0] not in (1, n):
+            raise InvalidArgumentError(
+                f"condition {name!r} has shape {list(self.value.shape)} for a batch of {n}: its first dimension must "
+                f"be the batch or 1; {_ADVICE}"
+            )
+        return self
+
+    def rows(self, index: Tensor) -> _Part:
+        if self.value.shape[0] == 1:
+            return self
+        return _Rows(self.value[index.to(self.value.device) if _is_tensor(self.value) else index.cpu().numpy()])
+
+    def given(self, n: int) -> Any:
+        if self.value.shape[0] == n:
+            return self.value
+        shape = (n, *self.value.shape[1:])
+        return self.value.expand(shape) if _is_tensor(self.value) else np.broadcast_to(self.value, shape)
+
+    def whole(self) -> Any:
+        return self.value
+
+
+@dataclass(frozen=True)
+class _Parts(_Part):
+    """A structure of parts: those of a dict by name, those of a list or tuple by place."""
+
+    parts: Mapping[Any, _Part]
+    made: Callable[[dict[Any, Any]], Any]
+
+    @property
+    def own(self) -> bool:  # type: ignore[override]
+        return any(part.own for part in self.parts.values())
+
+    @property
+    def sizes(self) -> Sizes:  # type: ignore[override]
+        return _common(self.parts.values())
+
+    def decided(self, name: str, n: int) -> _Part:
+        return replace(self, parts={key: part.decided(f"{name}[{key!r}]", n) for key, part in self.parts.items()})
+
+    def rows(self, index: Tensor) -> _Part:
+        return replace(self, parts={key: part.rows(index) for key, part in self.parts.items()})
+
+    def given(self, n: int) -> Any:
+        return self.made({key: part.given(n) for key, part in self.parts.items()})
+
+    def whole(self) -> Any:
+        return self.made({key: part.whole() for key, part in self.parts.items()})
+
+
+@dataclass(frozen=True)
+class _Each(_Part):
+    """A list or tuple of one item for each sample, or one item for all."""
+
+    items: tuple[Any, ...]
+    kind: Callable[[Any], Any]
+    own = True
+
+    @property
+    def sizes(self) -> Sizes:  # type: ignore[override]
+        return None if len(self.items) == 1 else frozenset([len(self.items)])
+
+    def decided(self, name: str, n: int) -> _Part:
+        if len(self.items) not in (1, n):
+            raise InvalidArgumentError(
+                f"condition {name!r} has {len(self.items)} items for a batch of {n}: give one for each sample; "
+                f"{_ADVICE}"
+            )
+        return self
+
+    def rows(self, index: Tensor) -> _Part:
+        if len(self.items) == 1:
+            return self
+        return replace(self, items=tuple(self.items[k] for k in index.tolist()))
+
+    def given(self, n: int) -> Any:
+        return self.kind(self.items if len(self.items) == n else self.items * n)
+
+    def whole(self) -> Any:
+        return self.kind(self.items)
+
+
+@dataclass(frozen=True)
+class _Sequence(_Part):
+    """A list or tuple of which the number of samples will tell whether it is `_Each` or `_Parts`."""
+
+    each: _Each
+    parts: _Parts
+
+    @property
+    def own(self) -> bool:  # type: ignore[override]
+        return self.parts.own
+
+    @property
+    def sizes(self) -> Sizes:  # type: ignore[override]
+        inside, length = self.parts.sizes, len(self.each.items)
+        if not self.own:
+            return self.each.sizes
+        return None if inside is None else inside | {length}
+
+    def decided(self, name: str, n: int) -> _Part:
+        inside, length = self.parts.sizes, len(self.each.items)
+        structure = self.own and (inside is None or n in inside)
+        if structure and length == n > 1:
+            raise InvalidArgumentError(
+                f"condition {name!r} is a list or tuple of {n} items for a batch of {n}, and its items are of {n} "
+                f"samples too: give one tensor, or a dict of them; {_ADVICE}"
+            )
+        return self.parts.decided(name, n) if structure else self.each.decided(name, n)
+
+    def whole(self) -> Any:
+        return self.each.whole()
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _listed(kind: Callable[[Any], Any], found: dict[int, Any]) -> Any:
+    return kind(list(found.values()))
+
+
+def _common(parts: Any) -> Sizes:
+    """The numbers of samples that all parts may be for."""
+    known = [part.sizes for part in parts if part.sizes is not None]
+    return frozenset.intersection(*known) if known else None
+
+
+def _sorted(value: Any) -> _Part:
+    """What a value is, as far as it tells without the number of samples."""
+    if isinstance(value, Tensor | np.ndarray):
+        return _Rows(value) if value.ndim else _Whole(value)
+    if isinstance(value, Mapping):
+        return _Parts({key: _sorted(part) for key, part in value.items()}, dict)
+    if isinstance(value, list | tuple) and value:
+        kind = type(value)._make if hasattr(value, "_make") else type(value)
+        parts = {k: _sorted(part) for k, part in enumerate(value)}
+        return _Sequence(_Each(tuple(value), kind), _Parts(parts, functools.partial(_listed, kind)))
+    return _Whole(value)
