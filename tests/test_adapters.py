@@ -6,6 +6,7 @@ import contextlib
 import functools
 import pickle
 import sys
+import weakref
 
 import pytest
 import torch
@@ -702,7 +703,10 @@ def test_lost_gradients_are_refused():
     with torch.no_grad():
         assert sd.solve(model, X, ENDS, adapters.torchdiffeq("scipy_solver")).ok.all()
     module = model.net
-    loose = sd.ScoreModel(VP, lambda x, t: module(x, t))
+    found = gradients(sd.ScoreModel(VP, lambda x, t: module(x, t)), net, adapters.torchdiffeq(adjoint=True), ENDS)
+    close(found, gradients(model, net, adapters.torchdiffeq(adjoint=True), ENDS), 1e-12)  # through a closure too
+    hidden = weakref.ref(module)
+    loose = sd.ScoreModel(VP, lambda x, t: hidden()(x, t))
     with pytest.raises(sd.InvalidArgumentError, match="give adjoint_params"):
         sd.solve(loose, X, ENDS, adapters.torchdiffeq(adjoint=True))
     given = adapters.torchdiffeq("dopri5", 1e-9, 1e-9, adjoint=True, adjoint_params=tuple(net.parameters()))

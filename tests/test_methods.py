@@ -340,7 +340,7 @@ def solved(model, solver, n=6, x=None):
 def test_a_wrapper_is_never_taken_for_the_model_inside(solver):
     """A user's guidance that keeps its ScoreModel under a name that the library uses as well."""
 
-    class Guided(sd.model.ModelMap):
+    class Guided(sd.guidance.ModelMap):
         def __init__(self, model):
             super().__init__(model)
             self.model = self._model = model

@@ -247,7 +247,7 @@ def test_slips_with_levels_times_and_options_are_named():
         sd.ScoreModel(process, lambda x, t: x, time=lambda level: 1.0)(x, level)
     with pytest.raises(sd.InvalidTypeError, match="the class Linear"):
         sd.ScoreModel(process, torch.nn.Linear)
-    with pytest.raises(sd.InvalidArgumentError, match="'edm' or 'energy'"):
+    with pytest.raises(sd.InvalidArgumentError, match="'edm', 'energy'"):
         sd.ScoreModel(process, lambda x, t: x, "eps")
     with pytest.raises(sd.InvalidArgumentError, match="alphas_cumprod"):
         sd.DiscreteVP(torch.linspace(0.999, 0.01, 1000))

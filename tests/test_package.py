@@ -17,6 +17,7 @@ ORDER = (
     "errors",
     "tensors",
     "level",
+    "network",
     "noise",
     "processes",
     "grids",

@@ -89,7 +89,7 @@ class Tally:
         self.outside += bool((~((at >= self.low) & (at <= self.high))).any())
 
 
-class Counted(sd.model.ModelMap):
+class Counted(sd.guidance.ModelMap):
     """A model whose calls are counted by a `Tally`; everything else is the model's own."""
 
     def __init__(self, model: Any, tally: Tally) -> None:

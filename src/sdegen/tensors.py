@@ -135,14 +135,6 @@ def as_tensor(value: Any) -> Tensor:
     return torch.as_tensor(value, dtype=None if has_dtype(value) else torch.float64, device="cpu")
 
 
-def batch_time(t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A value `[]` or `[B]` as `[B]` on x's device and dtype, without waiting for the device."""
-    dtype = dtype or x.dtype
-    # a single floating value joins in the sum's own dtype, rounded as it would be before
-    same = t.ndim == 0 and dtype.is_floating_point
-    return x.new_zeros(x.shape[0], dtype=dtype) + (t if same else t.to(dtype))
-
-
 def diffuse(g: Tensor, z: Tensor, x: Tensor) -> Tensor:
     """`g z` for a scalar `[]`/`[B]`, diagonal `[B, *S]` or matrix `[B, *S, M]` diffusion; z like x or `[B, M]`."""
     if g.ndim <= 1:
@@ -201,14 +193,6 @@ def named(value: Any) -> str:
     return str(getattr(value, "__name__", repr(value)))
 
 
-def module_behind(function: Any) -> torch.nn.Module | None:
-    """The module that a callable is, is a method of, or is a `functools.partial` of."""
-    for candidate in (function, getattr(function, "__self__", None), getattr(function, "func", None)):
-        if isinstance(candidate, torch.nn.Module):
-            return candidate
-    return None
-
-
 def call_score(
     function: Callable[..., Any],
     x: Tensor,
@@ -231,11 +215,15 @@ def call_score(
             "the score function modified its input x in place; return a new tensor (for example x * 2, not x.mul_(2))"
         )
     if not isinstance(out, Tensor):
-        raise ScoreTypeError(f"the score function returned {type(out).__name__}; it must return a torch.Tensor")
+        raise ScoreTypeError(
+            f"the score function returned {type(out).__name__}; it must return a torch.Tensor{_advice(out)}"
+        )
     if out.shape != shape:
+        double = out.ndim == x.ndim > 1 and out.shape == (x.shape[0], 2 * x.shape[1], *x.shape[2:])
         raise ScoreShapeError(
             f"the score function returned shape {list(out.shape)} for x of shape {list(x.shape)}; "
             f"it must return shape {list(shape)}"
+            + ("; twice the channels are a prediction and a variance: lambda x, t: net(x, t).chunk(2, 1)[0]" * double)
         )
     if out.device != x.device:
         raise ScoreTypeError(
@@ -251,12 +239,43 @@ def call_score(
     return out
 
 
+def _advice(out: Any) -> str:
+    """How to take the tensor out of what a network returned."""
+    for name in ("sample", "prediction", "pred", "logits"):
+        if isinstance(getattr(out, name, None), Tensor):
+            return f": lambda x, t: net(x, t).{name}"
+    if isinstance(out, Mapping):
+        return f": lambda x, t: net(x, t)[{next(iter(out), '...')!r}]"
+    return ": lambda x, t: net(x, t)[0]" if isinstance(out, list | tuple) else ""
+
+
+def batch_time(t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A value `[]` or `[B]` as `[B]` on x's device and dtype, without waiting for the device."""
+    dtype = dtype or x.dtype
+    if not dtype.is_floating_point:
+        t = t.round()  # a whole number may come back a rounding below itself, and a cast would cut it
+    # a single floating value joins in the sum's own dtype, rounded as it would be before
+    same = t.ndim == 0 and dtype.is_floating_point
+    return x.new_zeros(x.shape[0], dtype=dtype) + (t if same else t.to(dtype))
+
+
+def real_advice(x: Tensor) -> str:
+    """How to make a state of the reals from one that is not."""
+    if not x.is_complex():
+        return "convert it, x.float()"
+    return (
+        "sample its real and imaginary parts, torch.view_as_real(x) [B, *S, 2]; torch.view_as_complex takes them back"
+    )
+
+
 def check_state(x: Any) -> None:
     """Raises unless x is a finite floating tensor `[B, *S]` with at least one sample dimension."""
     if not isinstance(x, Tensor):
         raise InvalidTypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise InvalidTypeError(f"x must be dense, got {x.layout}; convert it, x.to_dense()")
     if not x.is_floating_point():
-        raise InvalidTypeError(f"x must be floating point, got {x.dtype}; convert it, x.float()")
+        raise InvalidTypeError(f"x must be floating point, got {x.dtype}; {real_advice(x)}")
     if x.ndim < 2:
         raise InvalidArgumentError(
             f"x must be [B, *S], a batch and at least one sample dimension, got shape {list(x.shape)}; "

@@ -27,7 +27,7 @@ class View:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.process, self.rows = problem, problem.process, 0
-        self.dtype = place(problem.model, problem.dtype, None)[0]
+        self.dtype = place(problem.model.module, problem.dtype, None, problem.model.device)[0]
         self.failed: Exception | None = None
         self._levels: dict[float, Level] = {}
 
@@ -107,7 +107,7 @@ class Peer:
         ready = self if budget < 1 or self.steps is not None else self.ready(problem, budget, seed, batch_size)
         steps = 1 if ready.steps is None else ready.steps
         times, view = self.times(problem.process, steps), View(problem)
-        dtype, device = place(problem.model, problem.dtype, None)
+        dtype, device = place(problem.model.module, problem.dtype, None, problem.model.device)
         x = problem.process.prior(noises.seeds(seed, n, device=device), problem.shape, dtype)
         ends = []
         with seeded(seed, device), torch.no_grad():

@@ -47,7 +47,7 @@ def check(problem: Problem, metrics: Sequence[Metric]) -> None:
     few = Target(None if samples is None else x, None if spare is None else spare[:16], _law(problem), x, x)
     for m in metrics:
         m(x, few)
-    dtype, device = place(problem.model, problem.dtype, None)
+    dtype, device = place(problem.model.module, problem.dtype, None, problem.model.device)
     state = torch.zeros(2, *problem.shape, dtype=dtype, device=device)
     level = problem.process.level(problem.process.t_max)
     try:
@@ -88,7 +88,7 @@ def references(problem: Problem, n: int, seed: int, batch_size: int | None) -> t
 
 def tightest(problem: Problem, tol: float) -> float:
     """A tolerance, or so many roundings of the problem's states if that is more."""
-    dtype = place(problem.model, problem.dtype, None)[0]
+    dtype = place(problem.model.module, problem.dtype, None, problem.model.device)[0]
     return max(tol, ROUNDINGS * torch.finfo(widen(torch.empty(0, dtype=dtype)).dtype).eps)
 
 

@@ -80,8 +80,9 @@ def calibrate(
         return Plan.of(default(), model.process, n)
     if batch_size is not None:
         check_steps(batch_size, "batch_size")
-    warn_if_training(model)
-    probe = Probe(model, size, seed, *place(model, F64 if model.exact and dtype is None else dtype, device), batch_size)
+    warn_if_training(model.module)
+    made = place(model.module, F64 if model.exact and dtype is None else dtype, device, model.device)
+    probe = Probe(model, size, seed, *made, batch_size)
     if n is None:
         return _smallest(probe, float(tol or 0), pilot, fit)
     budget = _budget(probe, n, pilot, fit)

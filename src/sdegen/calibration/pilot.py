@@ -105,7 +105,7 @@ class Probe:
 
     def _rows(self, start: int, count: int) -> Any:
         """The model for rows from `start` on, the conditions of single samples used in turn."""
-        samples = self.model.count
+        samples = self.model.row_count
         return (
             self.model
             if samples is None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
 from sdegen.grids.times import check_steps, check_times, with_levels
-from sdegen.processes.schedules import DiscreteVP
 from sdegen.processes.sde import SDE
 from sdegen.tensors import as_time
 
@@ -67,18 +67,17 @@ def timesteps(n: int, spacing: str = "leading", steps: int = 1000, offset: int =
     """
     if check_steps(n) > check_steps(steps):
         raise InvalidArgumentError(f"{n} time steps cannot be chosen from {steps}")
-    order = torch.arange(n, dtype=torch.float64, device="cpu")
     if spacing == "leading":
-        found = order.flip(0) * (steps // n) + offset
+        found = np.arange(float(n))[::-1] * (steps // n) + offset
     elif spacing == "trailing":
-        found = (steps - order * steps / n).round() - 1
+        found = np.arange(steps, 0, -steps / n)[:n].round() - 1  # numpy's sums, as ties are rounded by their last bit
     elif spacing == "linspace":
-        found = torch.linspace(0, steps - 1, n, dtype=torch.float64, device="cpu").round().flip(0)
+        found = np.linspace(0, steps - 1, n).round()[::-1]
     else:
         raise InvalidArgumentError(f"spacing must be 'leading', 'trailing' or 'linspace', got {spacing!r}")
-    if float(found.max()) > steps - 1 or float(found.min()) < 0:
+    if found.max() > steps - 1 or found.min() < 0:
         raise InvalidArgumentError(f"offset={offset} puts time steps outside of 0 to {steps - 1}")
-    return found.long()
+    return torch.from_numpy(found.astype(np.int64))
 
 
 def leading(process: SDE, n: int, offset: int = 0) -> Tensor:
@@ -103,8 +102,9 @@ def _discrete(process: SDE, n: int, spacing: str, offset: int = 0) -> Tensor:
 
 def _steps(process: SDE) -> int:
     """How many discrete steps the process has: a DiscreteVP's own, 1000 on another that ends at t = 1."""
-    if isinstance(process, DiscreteVP):
-        return process.steps
+    steps = with_levels(process).steps
+    if steps is not None:
+        return steps
     if process.t_max != 1.0 or process.t_min > 1e-3:
         raise InvalidArgumentError(
             f"DDPM's time steps are i/1000 of a span that ends at 1; {process} has [{process.t_min:g}, "

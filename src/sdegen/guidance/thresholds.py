@@ -12,7 +12,9 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
 from sdegen.scores.conditions import Conditions
-from sdegen.scores.model import Model, ModelMap, Want, convert, plane
+from sdegen.scores.maps import ModelMap
+from sdegen.scores.model import Model
+from sdegen.scores.plane import Want, convert, plane
 from sdegen.tensors import combine, expect_like, widen
 
 Edit = Callable[..., Tensor]
@@ -29,7 +31,7 @@ class EditedModel(ModelMap):
         super().__init__(model)
         self.edit = edit
         self.name = name
-        self._own = Conditions(condition)
+        self._own = Conditions.of(condition)
 
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]` that goes with the edited data, at x `[B, *S]` and a level `[]` or `[B]`."""
@@ -46,10 +48,10 @@ class EditedModel(ModelMap):
         return expect_like(self.edit(data, x, level, **condition), data, f"{self.name} must return data")
 
     @property
-    def count(self) -> int | None:  # type: ignore[override]
+    def row_count(self) -> int | None:  # type: ignore[override]
         """How many samples the conditions of the edit, or of the model, are for."""
         own = self._own.count
-        return super().count if own is None else own
+        return super().row_count if own is None else own
 
     def rows(self, index: Tensor) -> EditedModel:
         """The same for the samples `index` `[b]`."""

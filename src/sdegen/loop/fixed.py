@@ -20,7 +20,8 @@ from sdegen.loop.queue import Source, adapted
 from sdegen.loop.solution import Observer, Progress, Solution, SolveError, ended, guard, observed
 from sdegen.loop.tolerance import PI
 from sdegen.noise import NoiseSource
-from sdegen.scores.model import PreviewModel, warn_if_training
+from sdegen.scores.maps import PreviewModel
+from sdegen.scores.model import warn_if_training
 from sdegen.solvers.base import Reverse, Solver
 from sdegen.tensors import expand_rows, readable, widen
 
@@ -73,7 +74,7 @@ def solve(
     check_solve(model, x, controller, solver, noise, on_failure, observe, dense, event)
     if checkpoint is not None:
         _check_checkpoint(checkpoint, controller, observe=observe, dense=dense, event=event)
-    warn_if_training(model)
+    warn_if_training(model.module)
     try:
         if isinstance(controller, PI):
             source = Source(

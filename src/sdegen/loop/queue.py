@@ -19,7 +19,7 @@ from sdegen.loop.pace import RUNNING, Adaptive
 from sdegen.loop.progress import progress_bar
 from sdegen.loop.solution import Observer, Progress, Solution, Status, guard, observed
 from sdegen.processes.sde import SDE
-from sdegen.scores.model import PreviewModel
+from sdegen.scores.maps import PreviewModel
 from sdegen.solvers.base import Solver
 from sdegen.tensors import cat_rows, take_rows
 

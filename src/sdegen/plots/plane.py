@@ -107,7 +107,7 @@ def _inner(box: tuple[float, float, float, float], n: int) -> tuple[float, float
 def _score(score: Score, x: Tensor, level: Level) -> Tensor:
     if isinstance(score, ScoreModel) or hasattr(score, "process"):
         model: Any = score
-        dtype = x.dtype if model.module is None else place(model, None, None)[0]
+        dtype = x.dtype if model.module is None else place(model.module, None, None)[0]
         return model(x.to(dtype), level, "score")  # type: ignore[no-any-return]
     return call_score(score, x, batch_time(level.t, x))
 

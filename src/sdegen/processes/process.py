@@ -32,6 +32,11 @@ class Process(SDE):
     gaussian = True
     exact_transitions = True
 
+    @property
+    def steps(self) -> int | None:
+        """The number of discrete steps that it was made of, None where there are none."""
+        return None
+
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
         """The signal scale at t."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level, check_span
+from sdegen.network import module_behind
 from sdegen.tensors import (
     as_time,
     batch_time,
@@ -20,7 +21,6 @@ from sdegen.tensors import (
     expect_like,
     gram,
     like,
-    module_behind,
     named,
 )
 

@@ -87,14 +87,15 @@ def draw(
             control = on_grid(model, solver, grid, steps, start, end)
         if control.runs_down(model.process) is False:
             raise InvalidArgumentError("sample runs from noise to data: times must decrease (sd.encode runs them up)")
-        dtype, device = place(model, dtype, device)
+        net = model.module
+        dtype, device = place(net, dtype, device, model.device)
         if x is not None:
             check_state(x)
             if x.shape != (n, *event):
                 raise InvalidArgumentError(f"x must have the shape asked for, {[n, *event]}; got {list(x.shape)}")
             dtype, device = x.dtype, x.device
         model.check_batch(n)
-        warn_if_training(model)
+        warn_if_training(net)
         if adaptive:
             control = control.bind(solver, model.process, dtype)
             noise = noise or path_noise(model.process, solver)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
@@ -43,23 +44,22 @@ def shared(value: Any) -> Shared:
     return Shared(value)
 
 
-class Conditions:
+class Conditions(dict[str, "_Part"]):
     """The conditions of a model by name, each sorted into what is per sample and what is not."""
 
-    def __init__(self, condition: Mapping[str, Any]) -> None:
-        self._parts: dict[str, _Part] = {name: _sorted(value) for name, value in condition.items()}
-
-    def __bool__(self) -> bool:
-        return bool(self._parts)
+    @staticmethod
+    def of(condition: Mapping[str, Any]) -> Conditions:
+        """The conditions that are given by their names."""
+        return Conditions({name: _sorted(value) for name, value in condition.items()})
 
     @property
-    def values(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """The conditions as they were given."""
-        return {name: part.whole() for name, part in self._parts.items()}
+        return {name: part.whole() for name, part in self.items()}
 
     def check(self, n: int) -> None:
         """Raises InvalidArgumentError unless every condition is for n samples, or one for all."""
-        for name, part in self._parts.items():
+        for name, part in self.items():
             part.decided(name, n)
 
     @property
@@ -68,10 +68,10 @@ class Conditions:
 
         Raises InvalidArgumentError where that is not clear.
         """
-        sizes = _common(self._parts.values())
+        sizes = _common(self.values())
         if sizes is None or len(sizes) == 1:
             return None if sizes is None else min(sizes)
-        each = {name: sorted(part.sizes or ()) for name, part in self._parts.items()}
+        each = {name: sorted(part.sizes or ()) for name, part in self.items()}
         several = f"may be for {' or '.join(map(str, sorted(sizes)))} samples" if sizes else "differ in length"
         raise InvalidArgumentError(f"the conditions {several}, by name {each}: {_ADVICE}")
 
@@ -83,13 +83,15 @@ class Conditions:
         n = self.count
         if n is not None and index.numel() and readable(index) and not (-n <= int(index.min()) and index.max() < n):
             raise InvalidArgumentError(f"the conditions are for {n} samples, got rows {index.tolist()}")
-        some = Conditions({})
-        some._parts = {name: part.decided(name, n or 1).rows(index) for name, part in self._parts.items()}
-        return some
+        return Conditions({name: part.decided(name, n or 1).rows(index) for name, part in self.items()})
+
+    def to(self, device: torch.device) -> Conditions:
+        """The same with all tensors on a device."""
+        return Conditions({name: part.to(device) for name, part in self.items()})
 
     def given(self, n: int) -> dict[str, Any]:
         """What the network gets for a batch of n samples."""
-        return {name: part.decided(name, n).given(n) for name, part in self._parts.items()}
+        return {name: part.decided(name, n).given(n) for name, part in self.items()}
 
 
 class _Part(ABC):
@@ -107,6 +109,10 @@ class _Part(ABC):
         """The part for some of the samples."""
         return self
 
+    def to(self, device: torch.device) -> _Part:
+        """The part with its tensors on a device."""
+        return self
+
     def given(self, n: int) -> Any:
         """What the network gets for a batch of n samples."""
         return self.whole()
@@ -121,6 +127,11 @@ class _Whole(_Part):
     """What is one for all samples."""
 
     value: Any
+
+    def to(self, device: torch.device) -> _Part:
+        inner = self.value.value if isinstance(self.value, Shared) else self.value
+        moved = inner.to(device) if _is_tensor(inner) else inner
+        return _Whole(Shared(moved) if isinstance(self.value, Shared) else moved)
 
     def given(self, n: int) -> Any:
         return self.value.value if isinstance(self.value, Shared) else self.value
@@ -153,6 +164,9 @@ class _Rows(_Part):
             return self
         return _Rows(self.value[index.to(self.value.device) if _is_tensor(self.value) else index.cpu().numpy()])
 
+    def to(self, device: torch.device) -> _Part:
+        return _Rows(self.value.to(device)) if _is_tensor(self.value) else self
+
     def given(self, n: int) -> Any:
         if self.value.shape[0] == n:
             return self.value
@@ -183,6 +197,9 @@ class _Parts(_Part):
 
     def rows(self, index: Tensor) -> _Part:
         return replace(self, parts={key: part.rows(index) for key, part in self.parts.items()})
+
+    def to(self, device: torch.device) -> _Part:
+        return replace(self, parts={key: part.to(device) for key, part in self.parts.items()})
 
     def given(self, n: int) -> Any:
         return self.made({key: part.given(n) for key, part in self.parts.items()})
@@ -250,6 +267,9 @@ class _Sequence(_Part):
                 f"samples too: give one tensor, or a dict of them; {_ADVICE}"
             )
         return self.parts.decided(name, n) if structure else self.each.decided(name, n)
+
+    def to(self, device: torch.device) -> _Part:
+        return _sorted(self.each.kind([part.to(device).whole() for part in self.parts.parts.values()]))
 
     def whole(self) -> Any:
         return self.each.whole()

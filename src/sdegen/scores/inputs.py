@@ -13,7 +13,7 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
 from sdegen.scores.covariances import Covariances, Diagonal, Isotropic, Weights
 from sdegen.scores.low_rank import FactorDiagonal, Spectral
-from sdegen.tensors import Numbers, as_time, numbers, readable, tensor
+from sdegen.tensors import Numbers, as_time, numbers, readable, real_advice, tensor
 
 
 def log_weights(means: Tensor, weights: Numbers | None) -> Tensor:
@@ -108,8 +108,8 @@ def observation(means: Tensor, y: Numbers, A: Numbers, noise_std: Numbers) -> tu
 def state(x: Any, shape: Sequence[int]) -> Tensor:
     """x `[B, *S]` of a floating dtype as `[B, D]`, contiguous (sums take their order from the layout), in float64."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InvalidTypeError(f"x must be a tensor of a floating dtype, got {got}; convert it, for example x.float()")
+        got = f"{x.dtype}; {real_advice(x)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InvalidTypeError(f"x must be a tensor of a floating dtype, got {got}")
     if x.ndim == 0 or x.shape[1:] != shape:
         raise InvalidArgumentError(f"x has shape {list(x.shape)}; this mixture takes [B, *S] with S = {list(shape)}")
     return x.reshape(x.shape[0], math.prod(shape)).to(torch.float64).contiguous()

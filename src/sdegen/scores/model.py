@@ -1,69 +1,64 @@
-r"""Score models: a network and what it predicts, in the plane of (data, noise).
-
-Every prediction is a linear form `p data + q noise`, and so is the state, `x = alpha data + sigma noise`:
-
-    data (1, 0)   noise (0, 1)   score (0, -1/sigma)   v (-sigma, alpha)   velocity (alpha', sigma').
-
-Any one with x gives any other, `want = c_x x + c_pred pred`, by one 2x2 solve:
-
-    [alpha p; sigma q] (c_x, c_pred) = (P, Q)   ->   det = alpha q - sigma p,
-    c_x = (P q - Q p) / det,   c_pred = (alpha Q - sigma P) / det.
-"""
+"""Score models: a network and what it predicts, and what a solver asks of any model."""
 
 from __future__ import annotations
 
 import copy
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, unknown_keywords, warn_caller
 from sdegen.level import Level, check_level
+from sdegen.network import module_behind, picklable, takes_one
 from sdegen.processes.process import Process
 from sdegen.scores.conditions import Conditions
-from sdegen.tensors import batch_time, call_score, combine, module_behind, named
+from sdegen.scores.plane import Want, convert, plane
+from sdegen.tensors import batch_time, call_score, combine, named
 
-Want = str | tuple[Tensor, Tensor]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = [
+    "Model",
+    "Predicts",
+    "ScoreModel",
+    "TimeMap",
+    "Want",
+    "convert",
+    "index_time",
+    "level_time",
+    "log_sigma_time",
+    "place",
+    "plane",
+    "sigma_time",
+    "warn_if_training",
+]
+
 TimeMap = Callable[[Level], Tensor]
 Predicts = Literal["score", "noise", "data", "v", "velocity", "edm", "energy"]
-
-
-def plane(process: Process, level: Level, want: Want) -> tuple[Tensor, Tensor]:
-    """The pair `(p, q)`, each `[]` or `[B]`, of a prediction named data, noise, score, v or velocity; a pair is itself.
-
-    Salimans & Ho 2022 for v; Lipman et al. 2022 for the velocity, `alpha' data + sigma' noise`.
-    """
-    check_level(level)
-    if not isinstance(want, str):
-        return want
-    zero, one = torch.zeros_like(level.t), torch.ones_like(level.t)
-    match want:
-        case "data":
-            return one, zero
-        case "noise":
-            return zero, one
-        case "score":
-            return zero, -1 / level.sigma
-        case "v":
-            return -level.sigma, level.alpha
-        case "velocity":
-            return process.rates(level.t)
-    raise InvalidArgumentError(
-        f"unknown prediction {want!r}: it must be 'data', 'noise', 'score', 'v', 'velocity' or a pair (p, q)"
-    )
-
-
-def convert(level: Level, known: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """`(c_x, c_pred)` with `want = c_x x + c_pred known`, the 2x2 solve of this module's head."""
-    p, q = known
-    big_p, big_q = want
-    det = level.alpha * q - level.sigma * p
-    return (big_p * q - big_q * p) / det, (level.alpha * big_q - level.sigma * big_p) / det
+_MEANT = {
+    "noise": ("epsilon", "eps", "pred_noise", "noise_prediction"),
+    "data": (
+        "x0",
+        "x_0",
+        "x_start",
+        "xstart",
+        "pred_x0",
+        "pred_x_start",
+        "sample",
+        "denoised",
+        "original_sample",
+        "x1",
+    ),
+    "v": ("v_prediction", "pred_v", "vprediction"),
+    "velocity": ("flow", "flow_prediction", "rectified_flow", "vector_field", "flow_matching"),
+}
+"""What other libraries call the predictions."""
 
 
 def level_time(level: Level) -> Tensor:
@@ -82,13 +77,27 @@ def log_sigma_time(level: Level) -> Tensor:
 
 
 class index_time:  # noqa: N801 - used as a function: time=index_time(1000)
-    """DDPM's time index, `t T - 1`: 0 at t = 1/T and T - 1 at t = 1, not rounded (Ho et al. 2020)."""
+    """DDPM's time index, `t T - 1`: 0 at t = 1/T and T - 1 at t = 1 (Ho et al. 2020).
 
-    def __init__(self, steps: int = 1000) -> None:
+    steps: T; None for that of the process, 1000 on one that is not discrete. It is rounded where the network takes
+    whole numbers, `ScoreModel(..., time_dtype=torch.long)`.
+    """
+
+    def __init__(self, steps: int | None = None) -> None:
         self.steps = steps
 
     def __call__(self, level: Level) -> Tensor:
-        return level.t * self.steps - 1
+        return level.t * (self.steps or 1000) - 1
+
+    def on(self, process: Process) -> index_time:
+        """The index on a process. Raises InvalidArgumentError where the process has another number of steps."""
+        if self.steps is not None and process.steps not in (None, self.steps):
+            raise InvalidArgumentError(
+                f"index_time({self.steps}) on {process}: the network would get indices up to {self.steps - 1} in "
+                f"{process.steps} steps; write index_time(), which takes the process's, or, for a network whose "
+                f"process was cut to fewer steps, time=lambda level: level.t * {self.steps} - 1"
+            )
+        return index_time(self.steps or process.steps)
 
 
 class Model(ABC):
@@ -115,12 +124,20 @@ class Model(ABC):
     """The `torch.nn.Module` behind it, if there is one: it has the dtype, device and training mode."""
     device: torch.device | None = None
     """Where it answers, where no module says so."""
-    count: int | None = None
+    row_count: int | None = None
     """How many samples its conditions are for; None where any number will do."""
 
     @abstractmethod
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]`, a name or a pair `(p, q)`, at x `[B, *S]` and a level `[]` or `[B]`."""
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return picklable(vars(self))
 
     def rows(self, index: Tensor) -> Model:
         """The same model for the samples `index` `[b]` of its per-sample conditions."""
@@ -128,96 +145,6 @@ class Model(ABC):
 
     def check_batch(self, n: int) -> None:  # noqa: B027 - without conditions there is nothing to check
         """Raises InvalidArgumentError unless every per-sample condition is for n samples, or one for all."""
-
-
-class ModelMap(Model):
-    """A model made of models: what it does not say for itself is theirs."""
-
-    index: Tensor | None = None
-    """Which samples of the whole call its rows are `[b]`, None where they are all: what a batch of them has."""
-
-    def __init__(self, *models: Model) -> None:
-        self.models = models
-
-    @property
-    def process(self) -> Process:  # type: ignore[override]
-        """The models' process."""
-        return self.models[0].process
-
-    @property
-    def condition(self) -> Mapping[str, Any]:  # type: ignore[override]
-        """The conditions of all, the first model's before the others'."""
-        return {name: value for model in reversed(self.models) for name, value in model.condition.items()}
-
-    @property
-    def module(self) -> torch.nn.Module | None:  # type: ignore[override]
-        """The first module behind one of them."""
-        return next((found for model in self.models if (found := model.module) is not None), None)
-
-    @property
-    def device(self) -> torch.device | None:  # type: ignore[override]
-        """Where the first one answers."""
-        return self.models[0].device
-
-    @property
-    def count(self) -> int | None:  # type: ignore[override]
-        """The number of samples of the first model that says one."""
-        return next((count for model in self.models if (count := model.count) is not None), None)
-
-    def rows(self, index: Tensor) -> ModelMap:
-        """The same map of the models for the samples `index` `[b]`, which its `index` keeps."""
-        part = copy.copy(self)
-        part.models = tuple(model.rows(index) for model in self.models)
-        part.index = index if self.index is None else self.index[index.to(self.index.device)]
-        return part
-
-    def check_batch(self, n: int) -> None:
-        """Every model's own check."""
-        for model in self.models:
-            model.check_batch(n)
-
-
-class PreviewModel(ModelMap):
-    """A model that remembers its last evaluation, to show the data predicted there at no further one."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__(model)
-        self.linear = model.linear  # type: ignore[misc]
-        self._last: Callable[[], Tensor] | None = None
-
-    def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
-        """The model's prediction."""
-        (model,) = self.models
-        answer = model(x, level, want)
-
-        def data() -> Tensor:
-            c_x, c_answer = convert(level, plane(model.process, level, want), plane(model.process, level, "data"))
-            return combine((c_x, x), (c_answer, answer)).to(x.dtype)
-
-        self._last = data
-        return answer
-
-    def coefficients(self, level: Level, want: Want) -> tuple[Tensor, Tensor]:
-        """The model's, where it is linear."""
-        model: Any = self.models[0]
-        found: tuple[Tensor, Tensor] = model.coefficients(level, want)
-        return found
-
-    def raw(self, x: Tensor, level: Level) -> Tensor:
-        """A linear model's raw output."""
-        model: Any = self.models[0]
-        answer: Tensor = model.raw(x, level)
-
-        def data() -> Tensor:
-            c_x, c_raw = model.coefficients(level, "data")
-            return combine((c_x, x), (c_raw, answer)).to(x.dtype)
-
-        self._last = data
-        return answer
-
-    def preview(self) -> Tensor | None:
-        """The predicted data at the last evaluation `[B, *S]`, None before the first."""
-        return None if self._last is None else self._last()
 
 
 class ScoreModel(Model):
@@ -255,6 +182,7 @@ class ScoreModel(Model):
         sigma_data: float = 0.5,
         cast: bool = False,
         time_dtype: torch.dtype | None = None,
+        module: torch.nn.Module | None = None,
         **condition: Any,
     ) -> None:
         if not isinstance(process, Process):
@@ -268,7 +196,7 @@ class ScoreModel(Model):
             raise InvalidTypeError(f"net must be an instance, got the class {net.__name__}: make one first")
         if time is not None and not callable(time):
             raise InvalidTypeError(f"time must be a function of a Level, as sd.model.index_time(1000), got {time!r}")
-        options = ("predicts", "time", "sigma_data", "cast", "time_dtype")
+        options = ("predicts", "time", "sigma_data", "cast", "time_dtype", "module")
         for name in condition:
             if difflib.get_close_matches(name, options, n=1, cutoff=0.8):
                 raise unknown_keywords("ScoreModel", [name], options)
@@ -278,16 +206,22 @@ class ScoreModel(Model):
         self.net = net
         self.predicts = predicts
         self.time: TimeMap = time or (log_sigma_time if predicts == "edm" else level_time)
+        if isinstance(self.time, index_time):
+            self.time = self.time.on(process)
+        self._module = module
+        self._timeless = predicts == "energy" and takes_one(net, condition)
         self.sigma_data = sigma_data
         self.cast = cast
         self.time_dtype = time_dtype
-        self._conditions = Conditions(condition)
-        if predicts not in ("edm", "energy") and not callable(predicts):
-            middle = process.level((process.t_min + process.t_max) / 2)
-            try:
-                plane(process, middle, predicts)  # an unknown name is an error here, not at the first call
-            except InvalidArgumentError as error:
-                raise InvalidArgumentError(f"{error}; predicts may also be 'edm' or 'energy'") from None
+        self._conditions = Conditions.of(condition)
+        if predicts not in get_args(Predicts) and not callable(predicts):
+            meant = [name for name, others in _MEANT.items() if str(predicts).lower().replace("-", "_") in others]
+            raise InvalidArgumentError(
+                f"unknown prediction {predicts!r}"
+                + (f", did you mean {meant[0]!r}?" if meant else "")
+                + f" What the network returns is one of {', '.join(map(repr, get_args(Predicts)))}, or a function "
+                "(process, level) -> (p, q)"
+            )
 
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]`, a name or a pair `(p, q)`, at x `[B, *S]` and a level `[]` or `[B]`."""
@@ -332,21 +266,25 @@ class ScoreModel(Model):
         keep = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             at = x if x.requires_grad else x.detach().clone().requires_grad_()
-            energy = call_score(self.net, at, time.clone(), condition, cast=self.cast, shape=x.shape[:1])
+            net = (lambda y, _, **rest: self.net(y, **rest)) if self._timeless else self.net
+            energy = call_score(net, at, time.clone(), condition, cast=self.cast, shape=x.shape[:1])
             if not energy.requires_grad:
                 raise InvalidArgumentError("the energy does not depend on x through autograd: its gradient is missing")
             return -torch.autograd.grad(energy.sum(), at, create_graph=keep)[0]
 
     def check_batch(self, n: int) -> None:
         """Raises InvalidArgumentError unless every per-sample condition is for n samples, or one for all."""
-        self._conditions.check(n)
+        if self._conditions:
+            self._conditions.check(n)
 
     def __repr__(self) -> str:
-        net = type(self.net).__name__ if self.module is not None else named(self.net)
+        net = type(self.net).__name__ if self.module is self.net else named(self.net)
         return f"{type(self).__name__}({self.process}, {net}, predicts={self.predicts!r})"
 
     def rows(self, index: Tensor) -> ScoreModel:
         """The same model for the samples `index` `[b]` of its per-sample conditions."""
+        if not self._conditions:
+            return self
         part = copy.copy(self)
         part._conditions = self._conditions.rows(index)
         return part
@@ -354,37 +292,67 @@ class ScoreModel(Model):
     @property
     def condition(self) -> Mapping[str, Any]:  # type: ignore[override]
         """The conditions, by name."""
-        return self._conditions.values
+        return self._conditions.plain
 
     @property
-    def count(self) -> int | None:  # type: ignore[override]
+    def row_count(self) -> int | None:  # type: ignore[override]
         """How many samples the conditions are for."""
         return self._conditions.count
 
     @property
     def module(self) -> torch.nn.Module | None:  # type: ignore[override]
         """The `torch.nn.Module` behind `net`, if there is one: it has the dtype, device and training mode."""
-        return module_behind(self.net)
+        return self._module if self._module is not None else module_behind(self.net)
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The parameters of the network. Raises InvalidTypeError where no module is behind it."""
+        return self._found().parameters()
+
+    def eval(self) -> ScoreModel:
+        """The model, its network set to evaluation mode. Raises InvalidTypeError where no module is behind it."""
+        self._found().eval()
+        return self
+
+    def to(self, *args: Any, **options: Any) -> ScoreModel:
+        """The model, its network and the tensors of its conditions moved as by `torch.nn.Module.to`.
+
+        Raises InvalidTypeError where no module is behind it.
+        """
+        self._found().to(*args, **options)
+        device = torch._C._nn._parse_to(*args, **options)[0]
+        if device is not None:
+            self._conditions = self._conditions.to(device)
+        return self
+
+    def _found(self) -> torch.nn.Module:
+        net = self.module
+        if net is None:
+            raise InvalidTypeError(f"no torch.nn.Module was found behind {named(self.net)}: give module=net")
+        return net
 
 
-def warn_if_training(model: Any) -> None:
+def warn_if_training(net: torch.nn.Module | None) -> None:
     """One warning for a network in training mode: dropout and batch norm would make the samples noisy and coupled."""
-    net = model.module
-    if net is not None and any(part.training for part in net.modules()):
+    active = [] if net is None else [part for part in net.modules() if part.training]
+    if active:
         warn_caller(
-            f"the network {type(net).__name__} is in training mode, so dropout and batch norm are active; "
+            f"the network {type(active[0]).__name__} is in training mode, so dropout and batch norm are active; "
             "call net.eval() before sampling"
         )
 
 
-def place(model: Any, dtype: Any, device: torch.device | str | None) -> tuple[torch.dtype, torch.device]:
-    """Where and in what precision the states live: the caller's word, else the network's parameters."""
+def place(
+    net: torch.nn.Module | None, dtype: Any, device: torch.device | str | None, home: torch.device | None = None
+) -> tuple[torch.dtype, torch.device]:
+    """In what precision and where the states live: the caller's word, else that of the network's parameters.
+
+    home: where, if there is no network.
+    """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InvalidTypeError(f"dtype must be a floating torch.dtype such as torch.float32, got {dtype!r}")
-    net = model.module
     weights = [] if net is None else [p for p in net.parameters() if p.is_floating_point()][:1]
     if weights:
         own_dtype, own_device = weights[0].dtype, weights[0].device
     else:
-        own_dtype, own_device = torch.float32, model.device or torch.device("cpu")
+        own_dtype, own_device = torch.float32, home or torch.device("cpu")
     return dtype or own_dtype, own_device if device is None else torch.device(device)

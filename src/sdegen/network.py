@@ -1,0 +1,103 @@
+"""What is known of a user's network without calling it: the module behind it, what it takes, how it is pickled."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import pickle
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CALL = "__call__"
+
+
+def module_behind(function: Any) -> torch.nn.Module | None:
+    """The module that a callable is or has: in its closure, the globals it names, its parts or its object.
+
+    Several are one `torch.nn.ModuleList`, those first that have floating parameters.
+    """
+    if isinstance(function, torch.nn.Module):
+        return function
+    found: list[torch.nn.Module] = []
+    seen, todo = set(), [(function, 4)]
+    while todo:
+        value, depth = todo.pop(0)
+        if id(value) in seen or isinstance(value, Tensor | type | types.ModuleType):
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.nn.Module):
+            found.append(value)
+        elif depth:
+            todo += [(part, depth - 1) for part in _parts(value)]
+    if len(found) < 2:
+        return found[0] if found else None
+    several = torch.nn.ModuleList(
+        sorted(found, key=lambda net: not any(p.is_floating_point() for p in net.parameters()))
+    )
+    several.training = False  # the list itself has no mode
+    return several
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a callable or a collection is made of."""
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+        kept = [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        names: list[str] = []
+        codes = [value.__code__]
+        for code in codes:
+            codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+            names += code.co_names
+        return kept + [value.__globals__[name] for name in names if name in value.__globals__]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [*vars(value).values(), getattr(type(value), _CALL, None)] if hasattr(value, "__dict__") else []
+
+
+def takes_one(net: Callable[..., Any], condition: Iterable[str]) -> bool:
+    """Whether a network takes x alone, and no time, beside its conditions."""
+    try:
+        known = inspect.signature(net.forward if isinstance(net, torch.nn.Module) else net).parameters.values()
+    except (TypeError, ValueError):  # no signature to be had
+        return False
+    if any(p.kind is p.VAR_POSITIONAL for p in known):
+        return False
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in condition for p in known) < 2
+
+
+class _Local:
+    """A function that pickle cannot find by its name, for pickle."""
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self.function = function
+
+    def __reduce__(self) -> tuple[Any, tuple[bytes]]:
+        try:
+            import cloudpickle  # type: ignore[import-untyped]
+        except ImportError:
+            raise pickle.PicklingError(
+                f"{self.function.__qualname__} is a lambda or a local function, which pickle cannot find again: "
+                "pip install cloudpickle, which sdegen uses where it is there, or define it with def at the top of a "
+                "module, or as a torch.nn.Module"
+            ) from None
+        return cloudpickle.loads, (cloudpickle.dumps(self.function),)
+
+
+def picklable(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An object's state, lambdas and local functions in a form that pickle takes."""
+    local = {
+        name: _Local(value)
+        for name, value in state.items()
+        if isinstance(value, types.FunctionType) and "<" in value.__qualname__
+    }
+    return {**state, **local}

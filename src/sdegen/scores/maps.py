@@ -1,0 +1,106 @@
+"""Models made of models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdegen.level import Level
+from sdegen.processes.process import Process
+from sdegen.scores.model import Model
+from sdegen.scores.plane import Want, convert, plane
+from sdegen.tensors import combine
+
+
+class ModelMap(Model):
+    """A model made of models: what it does not say for itself is theirs."""
+
+    index: Tensor | None = None
+    """Which samples of the whole call its rows are `[b]`, None where they are all: what a batch of them has."""
+
+    def __init__(self, *models: Model) -> None:
+        self.models = models
+
+    @property
+    def process(self) -> Process:  # type: ignore[override]
+        """The models' process."""
+        return self.models[0].process
+
+    @property
+    def condition(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The conditions of all, the first model's before the others'."""
+        return {name: value for model in reversed(self.models) for name, value in model.condition.items()}
+
+    @property
+    def module(self) -> torch.nn.Module | None:  # type: ignore[override]
+        """The first module behind one of them."""
+        return next((found for model in self.models if (found := model.module) is not None), None)
+
+    @property
+    def device(self) -> torch.device | None:  # type: ignore[override]
+        """Where the first one answers."""
+        return self.models[0].device
+
+    @property
+    def row_count(self) -> int | None:  # type: ignore[override]
+        """The number of samples of the first model that says one."""
+        return next((count for model in self.models if (count := model.row_count) is not None), None)
+
+    def rows(self, index: Tensor) -> ModelMap:
+        """The same map of the models for the samples `index` `[b]`, which its `index` keeps."""
+        part = copy.copy(self)
+        part.models = tuple(model.rows(index) for model in self.models)
+        part.index = index if self.index is None else self.index[index.to(self.index.device)]
+        return part
+
+    def check_batch(self, n: int) -> None:
+        """Every model's own check."""
+        for model in self.models:
+            model.check_batch(n)
+
+
+class PreviewModel(ModelMap):
+    """A model that remembers its last evaluation, to show the data predicted there at no further one."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.linear = model.linear  # type: ignore[misc]
+        self._last: Callable[[], Tensor] | None = None
+
+    def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
+        """The model's prediction."""
+        (model,) = self.models
+        answer = model(x, level, want)
+
+        def data() -> Tensor:
+            c_x, c_answer = convert(level, plane(model.process, level, want), plane(model.process, level, "data"))
+            return combine((c_x, x), (c_answer, answer)).to(x.dtype)
+
+        self._last = data
+        return answer
+
+    def coefficients(self, level: Level, want: Want) -> tuple[Tensor, Tensor]:
+        """The model's, where it is linear."""
+        model: Any = self.models[0]
+        found: tuple[Tensor, Tensor] = model.coefficients(level, want)
+        return found
+
+    def raw(self, x: Tensor, level: Level) -> Tensor:
+        """A linear model's raw output."""
+        model: Any = self.models[0]
+        answer: Tensor = model.raw(x, level)
+
+        def data() -> Tensor:
+            c_x, c_raw = model.coefficients(level, "data")
+            return combine((c_x, x), (c_raw, answer)).to(x.dtype)
+
+        self._last = data
+        return answer
+
+    def preview(self) -> Tensor | None:
+        """The predicted data at the last evaluation `[B, *S]`, None before the first."""
+        return None if self._last is None else self._last()
