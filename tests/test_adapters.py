@@ -191,15 +191,17 @@ def test_levels_between_cost_nothing():
 
 
 def test_in_sample():
-    rk4 = sd.sample(MODEL, (3, 2), solver=adapters.torchdiffeq("rk4"), steps=40)
-    native = sd.sample(MODEL, (3, 2), solver=sd.RungeKutta(sd.tableaus.RK4, sd.TIME, grid=sd.grids.natural), steps=40)
+    rk4 = sd.sample(MODEL, (3, 2), solver=adapters.torchdiffeq("rk4"), steps=40, seed=0)
+    native = sd.sample(
+        MODEL, (3, 2), solver=sd.RungeKutta(sd.tableaus.RK4, sd.TIME, grid=sd.grids.natural), steps=40, seed=0
+    )
     torch.testing.assert_close(rk4, native, rtol=1e-3, atol=1e-4)
     steps = []
     solver = adapters.torchdiffeq("dopri5")
-    adaptive = sd.sample(MODEL, (3, 2), solver=solver, observe=lambda progress: steps.append(progress.steps))
+    adaptive = sd.sample(MODEL, (3, 2), solver=solver, observe=lambda progress: steps.append(progress.steps), seed=0)
     assert steps == [1]
     torch.testing.assert_close(adaptive, native, rtol=1e-3, atol=1e-3)
-    part = sd.sample(MODEL, (3, 2), solver=solver, x=X[:3], start=0.6, end=0.2, denoise=False)
+    part = sd.sample(MODEL, (3, 2), solver=solver, x=X[:3], start=0.6, end=0.2, denoise=False, seed=0)
     there = sd.solve(MODEL, X[:3], [0.6, 0.2], adapters.torchdiffeq("dopri8", 1e-8, 1e-8)).x
     assert error(part, there) < 1e-3
 
@@ -496,12 +498,12 @@ def test_samples_of_any_shape_and_precision():
     flat = sd.GaussianMixture(torch.zeros(1, 6), stds=0.5).score(VP)
     for name, options in METHODS.items():
         solver = adapters.torchsde(**options)
-        shaped = sd.sample(model, (4, 2, 3), steps=4, solver=solver)
+        shaped = sd.sample(model, (4, 2, 3), steps=4, solver=solver, seed=0)
         assert shaped.dtype == torch.float32
         torch.testing.assert_close(
-            shaped.flatten(1), sd.sample(flat, (4, 6), steps=4, solver=solver), rtol=1e-4, atol=1e-4, msg=name
+            shaped.flatten(1), sd.sample(flat, (4, 6), steps=4, solver=solver, seed=0), rtol=1e-4, atol=1e-4, msg=name
         )
-        half = sd.sample(model, (4, 2, 3), steps=4, solver=solver, dtype=torch.bfloat16)
+        half = sd.sample(model, (4, 2, 3), steps=4, solver=solver, dtype=torch.bfloat16, seed=0)
         assert half.dtype == torch.bfloat16
 
 
@@ -530,7 +532,7 @@ def test_adaptive_steps_follow_one_path():
     solution = sd.solve(stationary(), STARTS, [1.0, 0.0], solver, noise=PATH)
     assert error(solution.x, truth(stationary)) < 0.05
     assert (solution.nfe > 30).all()
-    again = sd.sample(MODEL, (3, 2), solver=solver, noise=lambda seeds: sd.Brownian(seeds, VP))
+    again = sd.sample(MODEL, (3, 2), solver=solver, noise=lambda seeds: sd.Brownian(seeds, VP), seed=0)
     assert again.isfinite().all()
 
 

@@ -122,16 +122,16 @@ def test_in_every_frame_and_process(frame, name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_states_keep_their_dtype(dtype):
     model = mixture().score(sd.VP())
-    exact = sd.sample(model, (32, 2), tol=1e-6, dtype=F64)
+    exact = sd.sample(model, (32, 2), tol=1e-6, dtype=F64, seed=0)
     tol = 200 * torch.finfo(dtype).eps
-    found = sd.sample(model, (32, 2), tol=tol, dtype=dtype)
+    found = sd.sample(model, (32, 2), tol=tol, dtype=dtype, seed=0)
     assert found.dtype == dtype
     assert float(error(found.double(), exact).median()) < 3 * tol
 
 
 def test_encoding_to_a_tolerance_is_the_way_back():
     model, x = mixture().score(sd.EDM()), start(sd.EDM(), 16)
-    data = sd.sample(model, (16, 2), tol=1e-9, x=x, denoise=False)
+    data = sd.sample(model, (16, 2), tol=1e-9, x=x, denoise=False, seed=0)
     assert float((sd.encode(model, data, tol=1e-8) - x).abs().max()) < 80 * 1e-5
     assert torch.equal(sd.encode(model, data, tol=sd.PI(tol=1e-8)), sd.encode(model, data, tol=1e-8))
     with pytest.raises(sd.InvalidArgumentError, match="steps does not go with tol"):
@@ -141,9 +141,11 @@ def test_encoding_to_a_tolerance_is_the_way_back():
 def test_a_plan_takes_its_own_steps_where_they_are_good_enough():
     model = mixture().score(sd.VP())
     plan = sd.calibrate(model, (2,), nfe=12)
-    assert torch.equal(sd.sample(model, (4, 2), tol=0.5, solver=plan), sd.sample(model, (4, 2), solver=plan))
+    assert torch.equal(
+        sd.sample(model, (4, 2), tol=0.5, solver=plan, seed=0), sd.sample(model, (4, 2), solver=plan, seed=0)
+    )
     with pytest.raises(sd.InvalidArgumentError, match=r"above tol=1e-07"):
-        sd.sample(model, (4, 2), tol=1e-7, solver=plan)
+        sd.sample(model, (4, 2), tol=1e-7, solver=plan, seed=0)
 
 
 def test_general_flows_and_equations_of_matrices():
@@ -179,14 +181,14 @@ def test_noise_that_depends_on_x_converges_on_its_path():
 
 def test_a_solution_of_samples():
     model = mixture().score(sd.VP())
-    found = sd.draw(model, (30, 2), tol=1e-3, batch_size=8)
-    assert torch.equal(found.x, sd.sample(model, (30, 2), tol=1e-3, batch_size=8))
+    found = sd.draw(model, (30, 2), tol=1e-3, batch_size=8, seed=0)
+    assert torch.equal(found.x, sd.sample(model, (30, 2), tol=1e-3, batch_size=8, seed=0))
     assert found.nfe.shape == found.status.shape == found.error.shape == (30,)
     assert bool((found.nfe > 10).all())
-    fixed = sd.draw(model, (30, 2), steps=7)
-    assert torch.equal(fixed.x, sd.sample(model, (30, 2), steps=7))
+    fixed = sd.draw(model, (30, 2), steps=7, seed=0)
+    assert torch.equal(fixed.x, sd.sample(model, (30, 2), steps=7, seed=0))
     assert fixed.nfe.tolist() == [8] * 30
-    assert sd.draw(model, (0, 2), steps=7).x.shape == (0, 2)
+    assert sd.draw(model, (0, 2), steps=7, seed=0).x.shape == (0, 2)
 
 
 def test_a_failed_sample_claims_no_accuracy():
@@ -287,23 +289,25 @@ def test_a_sample_is_what_it_would_be_alone(make):
 def test_a_queue_gives_what_one_batch_gives(make):
     model = mixture().score(sd.EDM())
     tol = 0.2 if make().stochastic else 1e-2
-    plain = sd.sample(model, (40, 2), tol=tol, solver=make(), dtype=F64)
+    plain = sd.sample(model, (40, 2), tol=tol, solver=make(), dtype=F64, seed=0)
     for size, control in ((7, tol), (16, sd.PI(tol=tol, fixed_shapes=True, chunk=5)), (64, tol)):
-        assert torch.equal(plain, sd.sample(model, (40, 2), tol=control, solver=make(), batch_size=size, dtype=F64))
+        assert torch.equal(
+            plain, sd.sample(model, (40, 2), tol=control, solver=make(), batch_size=size, dtype=F64, seed=0)
+        )
     some = sd.noise.seeds(0, 40)[[3, 31]]
     assert torch.equal(plain[[3, 31]], sd.sample(model, (2, 2), tol=tol, solver=make(), seed=some, dtype=F64))
 
 
 def test_the_batch_stays_full_until_the_queue_is_empty():
     net = Recording(sd.VP(), mixture())
-    sd.sample(net.model(), (100, 2), tol=1e-3, batch_size=16, denoise=False, dtype=F64)
+    sd.sample(net.model(), (100, 2), tol=1e-3, batch_size=16, denoise=False, dtype=F64, seed=0)
     assert set(net.calls) == {16}
-    waste = sum(net.calls) / int(sd.draw(net.model(), (100, 2), tol=1e-3, dtype=F64).nfe.sum())
+    waste = sum(net.calls) / int(sd.draw(net.model(), (100, 2), tol=1e-3, dtype=F64, seed=0).nfe.sum())
     assert waste < 1.3  # of one batch's last samples, while nobody is left to enter
     for solver, count in itertools.product((sd.adams(), sd.dopri5(), sd.heun_euler(), sd.tsit5(sd.TIME)), (5, 20)):
         fixed = Recording(sd.VP(), mixture())
         control = sd.PI(tol=1e-1, fixed_shapes=True)
-        sd.sample(fixed.model(), (count, 2), tol=control, solver=solver, batch_size=16, dtype=F64)
+        sd.sample(fixed.model(), (count, 2), tol=control, solver=solver, batch_size=16, dtype=F64, seed=0)
         assert set(fixed.calls) == {16}, solver
 
 
@@ -318,9 +322,9 @@ def test_conditions_follow_their_samples():
         return (x - a * centre) / torch.sqrt(a * a * 0.01 + s * s) ** 2 * s
 
     model = sd.ScoreModel(process, net, "noise", centre=centre)
-    x = sd.sample(model, (30, 1), tol=1e-4, batch_size=8, dtype=F64)
+    x = sd.sample(model, (30, 1), tol=1e-4, batch_size=8, dtype=F64, seed=0)
     assert float((x - centre).abs().max()) < 0.4  # four standard deviations
-    assert torch.equal(x, sd.sample(model, (30, 1), tol=1e-4, dtype=F64))
+    assert torch.equal(x, sd.sample(model, (30, 1), tol=1e-4, dtype=F64, seed=0))
 
 
 def test_one_look_at_the_device_per_chunk(monkeypatch):
@@ -489,7 +493,7 @@ def test_exceptions_keep_their_notes_and_what_is_done():
     assert caught.value.partial.accepted.tolist() == [3] * 3
     spent = int(sd.solve(broken_after(10**6), x[:1], sd.PI(tol=1e-2), sd.adams()).nfe)
     with pytest.raises(RuntimeError, match="broken") as caught:
-        sd.sample(broken_after(spent), (60, 2), tol=1e-2, batch_size=60, dtype=F64, x=x[:1].expand(60, 2))
+        sd.sample(broken_after(spent), (60, 2), tol=1e-2, batch_size=60, dtype=F64, x=x[:1].expand(60, 2), seed=0)
     assert caught.value.partial.x.shape == (60, 2)
 
 
@@ -513,7 +517,7 @@ def test_a_process_without_signal_at_its_end_is_refused():
 
     process = Straight(t_max=1.0)
     with pytest.raises(sd.InvalidArgumentError, match=r"alpha\(1\) = 0"):
-        sd.sample(sd.ScoreModel(process, lambda x, t: x, "noise"), (3, 2), tol=1e-2)
+        sd.sample(sd.ScoreModel(process, lambda x, t: x, "noise"), (3, 2), tol=1e-2, seed=0)
 
 
 def test_observers_see_all_samples_and_may_stop():
@@ -569,7 +573,7 @@ def test_rejects_what_does_not_go_with_a_tolerance():
             sd.draw(model, (4, 2), tol=1e-2, **options)
     for solver in (sd.ddim(), sd.RungeKutta(RK4), sd.euler_maruyama()):
         with pytest.raises(sd.InvalidArgumentError, match="no error estimate"):
-            sd.sample(model, (4, 2), tol=1e-2, solver=solver)
+            sd.sample(model, (4, 2), tol=1e-2, solver=solver, seed=0)
     with pytest.raises(sd.InvalidArgumentError, match="fresh noise, would bias"):
         sd.solve(model, x, sd.PI(tol=1e-2), sd.adams(eta=1.0), noise=sd.White(seeds))
     with pytest.raises(sd.InvalidArgumentError, match="Brownian"):
@@ -689,7 +693,7 @@ def test_adaptive_noise_has_the_right_law(name):
     """
     process = sd.VP()
     law = sd.Gaussian(torch.tensor([0.5, -1.0, 0.0], dtype=F64), std=torch.tensor([0.2, 0.5, 1.0], dtype=F64))
-    x = sd.sample(law.score(process), (2000, 3), tol=0.05, solver=NOISY[name], dtype=F64, denoise=False)
+    x = sd.sample(law.score(process), (2000, 3), tol=0.05, solver=NOISY[name], dtype=F64, denoise=False, seed=0)
     target = law.at(process.level(process.t_min)) if hasattr(law, "at") else law
     ratio = x.var(0) / target.cov().diagonal()
     assert float((ratio - 1).abs().max()) < 0.2

@@ -68,7 +68,9 @@ def by_solve(net, solver, **options):
 
 
 def by_sample(net, solver, **options):
-    return sd.sample(sd.ScoreModel(VP, Capped(net), **options), (BATCH, 2), steps=STEPS, solver=solver, dtype=F64)
+    return sd.sample(
+        sd.ScoreModel(VP, Capped(net), **options), (BATCH, 2), steps=STEPS, solver=solver, dtype=F64, seed=0
+    )
 
 
 def by_encode(net, solver, **options):
@@ -212,7 +214,7 @@ def test_rejects_invalid_grids_before_the_first_call(times):
     model, x = sd.ScoreModel(VP, net), torch.ones(2, 2, dtype=F64)
     for run in (
         lambda: sd.solve(model, x, times, sd.ddim()),
-        lambda: sd.sample(model, (2, 2), grid=times, dtype=F64),
+        lambda: sd.sample(model, (2, 2), grid=times, dtype=F64, seed=0),
         lambda: sd.encode(model, x, grid=times),
     ):
         with pytest.raises((sd.InvalidArgumentError, sd.InvalidTypeError)):
@@ -227,7 +229,7 @@ def test_rejects_invalid_steps(solver, steps):
     net = Capped(exact)
     model = sd.ScoreModel(VP, net)
     with pytest.raises((sd.InvalidArgumentError, sd.InvalidTypeError), match="steps must be"):
-        sd.sample(model, (2, 2), steps=steps, solver=solver)
+        sd.sample(model, (2, 2), steps=steps, solver=solver, seed=0)
     if not solver.stochastic:
         with pytest.raises((sd.InvalidArgumentError, sd.InvalidTypeError), match="steps must be"):
             sd.encode(model, torch.ones(2, 2), steps=steps, solver=solver)
@@ -269,7 +271,7 @@ def test_unknown_keywords_name_the_closest():
     x = torch.ones(2, 2, dtype=F64)
     for run in (
         lambda: sd.solve(model, x, [0.9, 0.1], sd.ddim(), nosie=None),
-        lambda: sd.sample(model, (2, 2), step=5),
+        lambda: sd.sample(model, (2, 2), step=5, seed=0),
         lambda: sd.encode(model, x, solvr=sd.ddim()),
         lambda: sd.ScoreModel(VP, exact, predict="noise"),
     ):
@@ -338,7 +340,7 @@ def test_training_mode_is_one_warning(entry, solver):
     def by(net):
         model = sd.ScoreModel(VP, net)
         if entry == "sample":
-            return sd.sample(model, (2, 2), steps=2, solver=solver)
+            return sd.sample(model, (2, 2), steps=2, solver=solver, seed=0)
         x = torch.ones(2, 2, dtype=F64)
         if entry == "encode":
             return sd.encode(model, x, steps=2, solver=solver)
@@ -366,7 +368,7 @@ def test_a_state_keeps_its_dtype_under_autocast_and_another_default(solver, dtyp
     torch.set_default_dtype(torch.float64)
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            out = sd.sample(net, (3, 2), steps=3, solver=solver, dtype=dtype)
+            out = sd.sample(net, (3, 2), steps=3, solver=solver, dtype=dtype, seed=0)
     finally:
         torch.set_default_dtype(default)
     assert out.dtype == dtype
@@ -377,9 +379,9 @@ def test_a_state_keeps_its_dtype_under_autocast_and_another_default(solver, dtyp
 def test_empty_batches_and_no_features(solver):
     """Row 33."""
     model = sd.ScoreModel(VP, Capped(lambda x, t: -x))
-    assert sd.sample(model, (0, 2), steps=3, solver=solver).shape == (0, 2)
+    assert sd.sample(model, (0, 2), steps=3, solver=solver, seed=0).shape == (0, 2)
     assert model.net.calls == 0
-    assert sd.sample(model, (3, 0), steps=3, solver=solver).shape == (3, 0)
+    assert sd.sample(model, (3, 0), steps=3, solver=solver, seed=0).shape == (3, 0)
     if not solver.stochastic:
         assert sd.encode(model, torch.ones(0, 2), steps=3, solver=solver).shape == (0, 2)
 

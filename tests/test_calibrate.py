@@ -154,7 +154,7 @@ def test_a_collapsed_method_is_the_method(method, process):
     own = sd.solve(model, x, times, method).x
     for solver in (plan, Bare(plan)):
         torch.testing.assert_close(sd.solve(model, x, times, solver).x, own, rtol=1e-11, atol=1e-11)
-    drawn = sd.sample(model, (6, 2), solver=plan, dtype=F64, denoise=False)
+    drawn = sd.sample(model, (6, 2), solver=plan, dtype=F64, denoise=False, seed=0)
     torch.testing.assert_close(drawn, own, rtol=1e-11, atol=1e-11)
 
 
@@ -251,9 +251,9 @@ def test_rejects_other_levels():
         with pytest.raises(sd.InvalidArgumentError, match="plan's own 10"):
             sd.solve(model, x, times, plan)
     with pytest.raises(sd.InvalidArgumentError, match="leave steps out"):
-        sd.sample(model, (2, 2), solver=plan, steps=12)
+        sd.sample(model, (2, 2), solver=plan, steps=12, seed=0)
     with pytest.raises(sd.InvalidArgumentError, match="calibrate on this process"):
-        sd.sample(plane().score(sd.EDM(sigma_max=20.0)), (2, 2), solver=plan)
+        sd.sample(plane().score(sd.EDM(sigma_max=20.0)), (2, 2), solver=plan, seed=0)
 
 
 def test_rejects_tensors_that_make_no_plan():
@@ -359,7 +359,7 @@ def test_nfe_counts_the_denoising_that_sample_adds():
     model = Counted(models("plane"))
     plan = calibrate(model, (2,), nfe=6, pilot=33, denoise=True)
     model.count = 0
-    sd.sample(model, (3, 2), solver=plan, dtype=F64)
+    sd.sample(model, (3, 2), solver=plan, dtype=F64, seed=0)
     assert model.count == 3 * 6
 
 
@@ -455,7 +455,7 @@ def test_half_precision_networks():
     model = sd.ScoreModel(process, net, "data", time=sd.model.log_sigma_time, time_dtype=torch.float32)
     model.time = lambda level: -level.lam / 4
     plan = calibrate(model, (32,), nfe=6, pilot=600)
-    out = sd.sample(model, (64, 32), solver=plan)
+    out = sd.sample(model, (64, 32), solver=plan, seed=0)
     assert out.dtype == torch.bfloat16
     assert 0.4 < float(out.float().std()) < 0.6
 
@@ -467,7 +467,7 @@ def test_large_samples_are_fitted_on_some_of_their_elements():
 
     model = sd.ScoreModel(sd.EDM(), net, "data", time=sd.model.log_sigma_time)
     plan = calibrate(model, (150, 120), nfe=5, pilot=300, dtype=torch.float32, batch_size=4)
-    out = sd.sample(model, (4, 150, 120), solver=plan)
+    out = sd.sample(model, (4, 150, 120), solver=plan, seed=0)
     assert abs(float(out.std()) - 0.5) < 0.01
     assert plan.error < 1e-4
 

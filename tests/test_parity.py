@@ -171,7 +171,7 @@ def test_a_whole_run_of_ddim_is_diffusers():
     process = sd.DiscreteVP()
     start = process.prior(sd.noise.seeds(0, 3), (2,), torch.float64)
     model = sd.ScoreModel(process, net, "noise", time=sd.model.index_time(1000))
-    ours = sd.sample(model, (3, 2), solver=sd.ddim(), grid=sd.grids.trailing, steps=49, x=start)
+    ours = sd.sample(model, (3, 2), solver=sd.ddim(), grid=sd.grids.trailing, steps=49, x=start, seed=0)
     theirs = start
     for t in scheduler.timesteps:
         theirs = scheduler.step(net(theirs, t.double()), t, theirs).prev_sample

@@ -50,33 +50,33 @@ def test_a_sample_is_its_seed(solver):
 
 def test_a_network_sees_full_batches_so_its_samples_do_not_depend_on_n():
     model = sd.ScoreModel(VP, Net().eval(), "noise")
-    first = sd.sample(model, (10, 8), steps=4, batch_size=4, denoise=False)
+    first = sd.sample(model, (10, 8), steps=4, batch_size=4, denoise=False, seed=0)
     assert set(model.net.batches) == {4}
-    again = sd.sample(model, (3, 8), steps=4, batch_size=4, denoise=False)
+    again = sd.sample(model, (3, 8), steps=4, batch_size=4, denoise=False, seed=0)
     assert torch.equal(again, first[:3])
-    assert torch.equal(sd.sample(model, (9, 8), steps=4, batch_size=4, denoise=False), first[:9])
+    assert torch.equal(sd.sample(model, (9, 8), steps=4, batch_size=4, denoise=False, seed=0), first[:9])
 
 
 def test_dtype_and_device_follow_the_network():
     for dtype in (torch.float32, F64, torch.bfloat16):
         model = sd.ScoreModel(VP, Net(dtype=dtype).eval(), "noise")
-        assert sd.sample(model, (3, 8), steps=2).dtype == dtype
-    assert sd.sample(mixture(VP), (3, 2), steps=2).dtype == torch.float32
-    assert sd.sample(mixture(VP), (3, 2), steps=2, dtype=F64).dtype == F64
+        assert sd.sample(model, (3, 8), steps=2, seed=0).dtype == dtype
+    assert sd.sample(mixture(VP), (3, 2), steps=2, seed=0).dtype == torch.float32
+    assert sd.sample(mixture(VP), (3, 2), steps=2, dtype=F64, seed=0).dtype == F64
     with pytest.raises(sd.InvalidTypeError, match="floating"):
-        sd.sample(mixture(VP), (3, 2), dtype=torch.int64)
+        sd.sample(mixture(VP), (3, 2), dtype=torch.int64, seed=0)
 
 
 def test_conditions_follow_their_samples_through_batches():
     labels = torch.arange(7.0)
     model = sd.ScoreModel(VP, lambda x, t, label: x * 0 + label[:, None], "data", label=labels)
-    out = sd.sample(model, (7, 2), steps=3, batch_size=3)
+    out = sd.sample(model, (7, 2), steps=3, batch_size=3, seed=0)
     assert torch.equal(out, labels[:, None].expand(7, 2))
 
 
 def test_no_gradients_are_kept():
     net = Net().eval()
-    out = sd.sample(sd.ScoreModel(VP, net, "noise"), (3, 8), steps=2)
+    out = sd.sample(sd.ScoreModel(VP, net, "noise"), (3, 8), steps=2, seed=0)
     assert not out.requires_grad
     assert all(p.grad is None for p in net.parameters())
     assert torch.is_grad_enabled()
@@ -87,34 +87,34 @@ def test_every_process_samples_the_mixture(name):
     """The default method at 40 steps against a fine solve from the same noise: within 1e-2 of a data scale of 1."""
     process = PROCESSES[name]
     model = mixture(process)
-    out = sd.sample(model, (64, 2), steps=40, dtype=F64)
-    fine = sd.sample(model, (64, 2), steps=1000, solver=sd.heun(), dtype=F64)
+    out = sd.sample(model, (64, 2), steps=40, dtype=F64, seed=0)
+    fine = sd.sample(model, (64, 2), steps=1000, solver=sd.heun(), dtype=F64, seed=0)
     assert float((out - fine).abs().median()) < 1e-2
 
 
 def test_denoise_is_the_predicted_data():
     model = mixture(VP)
-    state = sd.sample(model, (5, 2), steps=6, dtype=F64, denoise=False)
-    clean = sd.sample(model, (5, 2), steps=6, dtype=F64)
+    state = sd.sample(model, (5, 2), steps=6, dtype=F64, denoise=False, seed=0)
+    clean = sd.sample(model, (5, 2), steps=6, dtype=F64, seed=0)
     assert torch.equal(clean, model(state, VP.level(VP.t_min), "data"))
 
 
 def test_grids_and_partial_spans():
     model = mixture(VP)
-    a = sd.sample(model, (5, 2), steps=6, grid=sd.grids.by_time)
-    b = sd.sample(model, (5, 2), grid=sd.grids.by_time(VP, 6))
-    c = sd.sample(model, (5, 2), grid=sd.grids.by_time(VP, 6).tolist())
+    a = sd.sample(model, (5, 2), steps=6, grid=sd.grids.by_time, seed=0)
+    b = sd.sample(model, (5, 2), grid=sd.grids.by_time(VP, 6), seed=0)
+    c = sd.sample(model, (5, 2), grid=sd.grids.by_time(VP, 6).tolist(), seed=0)
     assert torch.equal(a, b)
     assert torch.equal(b, c)
-    narrow = sd.sample(mixture(sd.EDM()), (64, 2), grid=sd.grids.karras(sd.EDM(0.01, 20.0), 30), dtype=F64)
-    wide = sd.sample(mixture(sd.EDM()), (64, 2), grid=sd.grids.karras(sd.EDM(), 40), dtype=F64)
+    narrow = sd.sample(mixture(sd.EDM()), (64, 2), grid=sd.grids.karras(sd.EDM(0.01, 20.0), 30), dtype=F64, seed=0)
+    wide = sd.sample(mixture(sd.EDM()), (64, 2), grid=sd.grids.karras(sd.EDM(), 40), dtype=F64, seed=0)
     assert float((narrow - wide).abs().median()) < 0.05
 
 
 def test_encode_then_decode_returns():
     """Time reversal, to the solvers' own error: a fourth-order method at 200 steps."""
     model = mixture(VP)
-    x = sd.sample(model, (16, 2), steps=200, solver=sd.unipc(3), denoise=False, dtype=F64)
+    x = sd.sample(model, (16, 2), steps=200, solver=sd.unipc(3), denoise=False, dtype=F64, seed=0)
     noise = sd.encode(model, x, steps=200, solver=sd.unipc(3))
     start = VP.prior(sd.noise.seeds(0, 16), (2,), F64)
     assert float((noise - start).abs().median()) < 1e-4
@@ -139,12 +139,12 @@ def test_general_sdes_are_sampled_too():
         t_max=4.0,
         prior=lambda seeds, shape: sd.noise.normals(seeds, tuple(shape), (0, 0, 0, 0), dtype=F64),
     )
-    out = sd.sample(sde.reverse(score), (10_000, 1), steps=400, solver=sd.euler_maruyama(), dtype=F64)
+    out = sd.sample(sde.reverse(score), (10_000, 1), steps=400, solver=sd.euler_maruyama(), dtype=F64, seed=0)
     assert abs(float(out.mean())) < 7 * 0.5 / 100
     # the law of EM itself has a variance error of order h = 0.01; the rest is 7 standard errors
     assert abs(float(out.var()) / 0.25 - 1) < 7 * (2 / 10_000) ** 0.5 + 0.03
     with pytest.raises(sd.InvalidTypeError, match="ScoreModel itself"):
-        sd.sample(sde.probability_flow(score), (3, 1), solver=sd.ddim(), grid=sd.grids.by_time)
+        sd.sample(sde.probability_flow(score), (3, 1), solver=sd.ddim(), grid=sd.grids.by_time, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -189,29 +189,29 @@ def test_failed_samples_raise_with_the_rest():
         return torch.where((x[:, :1] > 0.5) & (t[:, None] < 0.5), float("nan"), 1.0) * out
 
     with pytest.raises(sd.SolveError) as info:
-        sd.sample(sd.ScoreModel(VP, net), (9, 2), steps=8, batch_size=4)
+        sd.sample(sd.ScoreModel(VP, net), (9, 2), steps=8, batch_size=4, seed=0)
     partial = info.value.partial
     assert len(partial.x) == 9
-    fine = sd.sample(model, (9, 2), steps=8, batch_size=4)
+    fine = sd.sample(model, (9, 2), steps=8, batch_size=4, seed=0)
     assert 0 < int(partial.ok.sum()) < 9
     torch.testing.assert_close(partial.x[partial.ok], fine[partial.ok], rtol=1e-3, atol=1e-4)
 
 
 def test_empty_and_observed_runs():
-    assert sd.sample(mixture(VP), (0, 2)).shape == (0, 2)
+    assert sd.sample(mixture(VP), (0, 2), seed=0).shape == (0, 2)
     shapes = []
-    sd.sample(mixture(VP), (5, 2), steps=3, batch_size=2, observe=lambda p: shapes.append(p.x.shape))
+    sd.sample(mixture(VP), (5, 2), steps=3, batch_size=2, observe=lambda p: shapes.append(p.x.shape), seed=0)
     assert shapes == [(2, 2)] * 6 + [(1, 2)] * 3
-    early = sd.sample(mixture(VP), (5, 2), steps=8, observe=lambda p: sd.STOP if p.step == 4 else None)
+    early = sd.sample(mixture(VP), (5, 2), steps=8, observe=lambda p: sd.STOP if p.step == 4 else None, seed=0)
     assert early.isfinite().all()
 
 
 def test_progress_bar(capsys):
-    sd.sample(mixture(VP), (5, 2), steps=3, batch_size=2, progress=True)
+    sd.sample(mixture(VP), (5, 2), steps=3, batch_size=2, progress=True, seed=0)
     err = capsys.readouterr().err
-    assert "9/9" in err
-    assert "NFE=9" in err
-    sd.sample(mixture(VP), (5, 2), steps=3)
+    assert "12/12" in err  # three batches of three steps and the denoising
+    assert "evaluation" in err
+    sd.sample(mixture(VP), (5, 2), steps=3, seed=0)
     assert capsys.readouterr().err == ""
 
 
@@ -225,7 +225,7 @@ def test_conditions_must_match_the_number_of_samples(count):
 
     model = sd.ScoreModel(VP, net, "noise", label=torch.arange(float(count)))
     with pytest.raises(sd.InvalidArgumentError, match=rf"condition 'label' has shape \[{count}\] for a batch of 7"):
-        sd.sample(model, (7, 2), batch_size=3)
+        sd.sample(model, (7, 2), batch_size=3, seed=0)
     assert calls == []
     single = sd.ScoreModel(VP, lambda x, t, label: x * 0 + label[:, None], "data", label=torch.arange(100.0))
     one = sd.sample(single.rows(torch.tensor([37])), (1, 2), seed=sd.noise.seeds(0, 100)[[37]])
@@ -234,7 +234,7 @@ def test_conditions_must_match_the_number_of_samples(count):
 
 def test_a_start_inside_the_data_warns():
     with pytest.warns(UserWarning, match="the start is noise alone"):
-        sd.sample(mixture(VP), (3, 2), grid=[0.3, 0.1, 0.001])
+        sd.sample(mixture(VP), (3, 2), grid=[0.3, 0.1, 0.001], seed=0)
 
 
 def test_grids_between_two_levels():
@@ -276,7 +276,7 @@ def test_a_reverse_sde_has_its_own_default():
         sde.probability_flow(lambda x, t: -x),
         sde.reverse(lambda x, t: -x, 0.5),
     ):
-        out = sd.sample(model, (50, 3), steps=30)
+        out = sd.sample(model, (50, 3), steps=30, seed=0)
         assert out.dtype == torch.float32
         assert 0.5 < float(out.std()) < 2
 
@@ -290,7 +290,7 @@ def test_a_reverse_sde_has_its_own_default():
         def prior(self, seeds, shape):
             return torch.zeros(len(seeds), *shape)
 
-    assert sd.sample(Mine().reverse(lambda x, t: -x), (4, 2), steps=3).shape == (4, 2)
+    assert sd.sample(Mine().reverse(lambda x, t: -x), (4, 2), steps=3, seed=0).shape == (4, 2)
 
 
 def test_an_exception_in_a_later_batch_keeps_the_earlier_ones():
@@ -304,26 +304,26 @@ def test_an_exception_in_a_later_batch_keeps_the_earlier_ones():
         return model(x, VP.level(t))
 
     with pytest.raises(RuntimeError, match="lost") as info:
-        sd.sample(sd.ScoreModel(VP, net), (6, 2), steps=3, batch_size=2)
-    fine = sd.sample(sd.ScoreModel(VP, lambda x, t: model(x, VP.level(t))), (6, 2), steps=3, batch_size=2)
+        sd.sample(sd.ScoreModel(VP, net), (6, 2), steps=3, batch_size=2, seed=0)
+    fine = sd.sample(sd.ScoreModel(VP, lambda x, t: model(x, VP.level(t))), (6, 2), steps=3, batch_size=2, seed=0)
     assert torch.equal(info.value.partial.x[:4], fine[:4])
     assert len(info.value.partial.x) == 6
     calls.clear()
     with pytest.raises(RuntimeError, match="lost") as info:
-        sd.sample(sd.ScoreModel(VP, net), (5, 2), steps=3, batch_size=2)
+        sd.sample(sd.ScoreModel(VP, net), (5, 2), steps=3, batch_size=2, seed=0)
     assert len(info.value.partial.x) == 5
 
 
 def test_training_mode_warns_once_per_sample_call():
     model = sd.ScoreModel(VP, Net(), "noise")
     with pytest.warns(UserWarning, match="training mode") as caught:
-        sd.sample(model, (6, 8), steps=2, batch_size=2)
+        sd.sample(model, (6, 8), steps=2, batch_size=2, seed=0)
     assert len(caught) == 1
     assert caught[0].filename == __file__
     hidden = Net().eval()
     hidden.layers[1].train()
     with pytest.warns(UserWarning, match="training mode"):
-        sd.sample(sd.ScoreModel(VP, hidden, "noise"), (2, 8), steps=2)
+        sd.sample(sd.ScoreModel(VP, hidden, "noise"), (2, 8), steps=2, seed=0)
 
 
 def test_without_tqdm_there_is_no_bar_and_asking_for_one_says_why(monkeypatch):
@@ -331,11 +331,11 @@ def test_without_tqdm_there_is_no_bar_and_asking_for_one_says_why(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert sd.sample(mixture(VP), (2, 2), steps=2).shape == (2, 2)
+    assert sd.sample(mixture(VP), (2, 2), steps=2, seed=0).shape == (2, 2)
     with pytest.raises(sd.InvalidArgumentError, match=r"sdegen\[progress\]"):
-        sd.sample(mixture(VP), (2, 2), steps=2, progress=True)
+        sd.sample(mixture(VP), (2, 2), steps=2, progress=True, seed=0)
 
 
 def test_devices_without_autocast_are_sampled_on_too():
     model = sd.ScoreModel(sd.VP(), lambda x, t: -x)
-    assert sd.sample(model, (4, 2), steps=2, batch_size=2, device="meta", solver=sd.ddpm()).shape == (4, 2)
+    assert sd.sample(model, (4, 2), steps=2, batch_size=2, device="meta", solver=sd.ddpm(), seed=0).shape == (4, 2)

@@ -19,8 +19,8 @@ def network(process=VP):
 @pytest.mark.parametrize("model", [network(), mixture(VP)], ids=["network", "exact score"])
 @pytest.mark.parametrize("solver", [sd.default(), sd.dpm(3), sd.ddpm(), sd.heun()], ids=repr)
 def test_a_path_has_every_state_and_what_was_predicted(model, solver):
-    plain = sd.sample(model, (5, 2), steps=6, solver=solver, dtype=F64)
-    path = sd.draw(model, (5, 2), steps=6, solver=solver, dtype=F64, path=True, batch_size=3)
+    plain = sd.sample(model, (5, 2), steps=6, solver=solver, dtype=F64, seed=0)
+    path = sd.draw(model, (5, 2), steps=6, solver=solver, dtype=F64, path=True, batch_size=3, seed=0)
     assert torch.equal(path.x, plain)
     assert path.path.shape == (7, 5, 2)
     assert path.previews.shape == (6, 5, 2)
@@ -41,7 +41,9 @@ def test_previews_cost_no_evaluation_and_reach_observers():
         return 0.5 * x
 
     model = sd.ScoreModel(EDM, net, "data")
-    sd.sample(model, (4, 2), steps=5, batch_size=3, observe=lambda p: seen.append((p.x, p.preview())), denoise=False)
+    sd.sample(
+        model, (4, 2), steps=5, batch_size=3, observe=lambda p: seen.append((p.x, p.preview())), denoise=False, seed=0
+    )
     assert calls == 10
     assert [x.shape[0] for x, _ in seen] == [data.shape[0] for _, data in seen] == [3] * 5 + [1] * 5
     first = seen[0][1]
@@ -52,13 +54,13 @@ def test_a_general_sde_has_a_path_and_no_previews():
     sde = sd.SDE.from_functions(
         lambda x, t: -x, lambda x, t: torch.ones_like(t), prior=lambda seeds, shape: torch.ones(len(seeds), *shape)
     )
-    path = sd.draw(sde.reverse(lambda x, t: -x), (3, 2), steps=4, path=True)
+    path = sd.draw(sde.reverse(lambda x, t: -x), (3, 2), steps=4, path=True, seed=0)
     assert path.path.shape == (5, 3, 2)
     assert path.previews is None
 
 
 def test_nothing_has_an_empty_path():
-    path = sd.draw(network(), (0, 2), steps=4, path=True)
+    path = sd.draw(network(), (0, 2), steps=4, path=True, seed=0)
     assert path.x.shape == (0, 2)
     assert path.path.shape == (1, 0, 2)
 
@@ -66,9 +68,9 @@ def test_nothing_has_an_empty_path():
 def test_a_run_goes_on_from_where_another_stopped():
     """One-step methods: stopping at a level of the grid and going on changes nothing."""
     model, times = mixture(EDM), sd.grids.karras(EDM, 8)
-    whole = sd.sample(model, (4, 2), solver=sd.ddpm(), grid=times, dtype=F64)
-    middle = sd.sample(model, (4, 2), solver=sd.ddpm(), grid=times[:5], dtype=F64, denoise=False)
-    after = sd.sample(model, (4, 2), solver=sd.ddpm(), grid=times[4:], x=middle)
+    whole = sd.sample(model, (4, 2), solver=sd.ddpm(), grid=times, dtype=F64, seed=0)
+    middle = sd.sample(model, (4, 2), solver=sd.ddpm(), grid=times[:5], dtype=F64, denoise=False, seed=0)
+    after = sd.sample(model, (4, 2), solver=sd.ddpm(), grid=times[4:], x=middle, seed=0)
     torch.testing.assert_close(after, whole, rtol=1e-13, atol=1e-13)
 
 
@@ -76,11 +78,21 @@ def test_a_run_goes_on_from_where_another_stopped():
 def test_start_and_end_bound_the_grid(grid):
     seen = []
     x = torch.ones(2, 2)
-    sd.sample(network(), (2, 2), x=x, start=0.6, end=0.2, grid=grid, steps=5, observe=lambda p: seen.append(p.level.t))
+    sd.sample(
+        network(), (2, 2), x=x, start=0.6, end=0.2, grid=grid, steps=5, observe=lambda p: seen.append(p.level.t), seed=0
+    )
     assert len(seen) == 5
     assert float(seen[-1]) == 0.2
     first = []
-    sd.sample(sd.ScoreModel(VP, lambda x, t: first.append(t) or x, "noise"), (2, 2), x=x, start=0.6, grid=grid, steps=5)
+    sd.sample(
+        sd.ScoreModel(VP, lambda x, t: first.append(t) or x, "noise"),
+        (2, 2),
+        x=x,
+        start=0.6,
+        grid=grid,
+        steps=5,
+        seed=0,
+    )
     assert abs(float(first[0][0]) - 0.6) < 1e-6
 
 
@@ -90,7 +102,7 @@ def test_start_and_end_bound_the_grid(grid):
 def test_a_grid_that_takes_no_start_is_cut(grid):
     """What diffusers' strength does: those of the grid's times that lie between."""
     whole = grid(VP, 20) if callable(grid) else torch.as_tensor(grid, dtype=F64)
-    path = sd.draw(network(), (2, 2), x=torch.ones(2, 2), grid=grid, start=0.4, end=0.2, path=True)
+    path = sd.draw(network(), (2, 2), x=torch.ones(2, 2), grid=grid, start=0.4, end=0.2, path=True, seed=0)
     inside = whole[(whole < 0.4) & (whole > 0.2)]
     torch.testing.assert_close(path.levels.t, torch.cat([whole.new_tensor([0.4]), inside, whole.new_tensor([0.2])]))
 
@@ -112,19 +124,19 @@ def test_bad_starts_and_ends_are_errors(options, message):
 def test_edit_keeps_what_its_start_leaves():
     """From nearly no noise the data come back; from t_max nothing of them is left; noise is a function of the seed."""
     model, data = mixture(EDM), torch.tensor([[0.1, 1.0], [0.7, -0.4], [-1.0, 0.5]], dtype=F64)
-    near = sd.edit(model, data, 0.02)
+    near = sd.edit(model, data, 0.02, seed=0)
     assert float((near - data).abs().max()) < 0.2
     one = sd.edit(model, data, 1.0, seed=4, steps=10)
     again = sd.edit(model, data[:2], 1.0, seed=sd.noise.seeds(4, 3)[:2], steps=10, solver=sd.default())
     torch.testing.assert_close(one[:2], again, rtol=0, atol=0)
     assert not torch.equal(one, sd.edit(model, data, 1.0, seed=5, steps=10))
-    far = [sd.edit(model, torch.full((3, 2), value, dtype=F64), 80.0, steps=20) for value in (0.0, 3.0)]
+    far = [sd.edit(model, torch.full((3, 2), value, dtype=F64), 80.0, steps=20, seed=0) for value in (0.0, 3.0)]
     assert float((far[0] - far[1]).abs().max()) < 0.2
     for start in (0.0, 100.0):
         with pytest.raises(sd.InvalidArgumentError, match="start must be a time"):
-            sd.edit(model, data, start)
+            sd.edit(model, data, start, seed=0)
     with pytest.raises(sd.InvalidTypeError, match="ScoreModel"):
-        sd.edit(EDM.reverse(model), data, 1.0)
+        sd.edit(EDM.reverse(model), data, 1.0, seed=0)
 
 
 class Units:
@@ -159,7 +171,7 @@ def test_a_restart_keeps_the_law_of_an_exact_solver(solver):
 def test_a_restart_is_a_grid_for_sample():
     model = mixture(EDM)
     run = {"steps": 8, "solver": sd.heun(), "grid": sd.Restart(0.05, 0.5, steps=3, times=2), "dtype": F64}
-    path = sd.draw(model, (4, 2), path=True, **run)
+    path = sd.draw(model, (4, 2), path=True, seed=0, **run)
     assert path.path.shape[0] == 8 + 2 * (1 + 3) + 1
     assert int((path.levels.t.diff() > 0).sum()) == 2
     alone = sd.sample(model, (2, 2), seed=sd.noise.seeds(0, 4)[2:], **run)
@@ -185,7 +197,7 @@ def test_edited_data_are_what_every_prediction_says():
     noise = (x - level.alpha * data) / level.sigma
     torch.testing.assert_close(clipped(x, level, "noise"), noise)
     torch.testing.assert_close(clipped(x, level, "v"), level.alpha * noise - level.sigma * data)
-    path = sd.draw(clipped, (4, 2), path=True, steps=6)
+    path = sd.draw(clipped, (4, 2), path=True, steps=6, seed=0)
     assert float(path.previews.max()) <= 0.3 + 1e-6
     assert float(path.previews.min()) >= -0.2 - 1e-6
 
@@ -193,7 +205,7 @@ def test_edited_data_are_what_every_prediction_says():
 def test_an_edit_that_changes_nothing_changes_nothing():
     model = network()
     same = sd.guidance.map_data(model, lambda data, x, level: data)
-    torch.testing.assert_close(sd.sample(same, (4, 2)), sd.sample(model, (4, 2)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sd.sample(same, (4, 2), seed=0), sd.sample(model, (4, 2), seed=0), rtol=1e-4, atol=1e-5)
 
 
 def test_dynamic_thresholds_are_per_sample():
@@ -213,10 +225,10 @@ def test_dynamic_thresholds_are_per_sample():
 def test_edits_go_with_conditions():
     model = sd.ScoreModel(VP, lambda x, t, c: x * c[:, None], "noise", c=torch.arange(4.0))
     clipped = sd.guidance.static_threshold(model)
-    whole = sd.sample(clipped, (4, 2), steps=4)
-    torch.testing.assert_close(sd.sample(clipped, (4, 2), steps=4, batch_size=3), whole)
+    whole = sd.sample(clipped, (4, 2), steps=4, seed=0)
+    torch.testing.assert_close(sd.sample(clipped, (4, 2), steps=4, batch_size=3, seed=0), whole)
     with pytest.raises(sd.InvalidArgumentError, match="batch"):
-        sd.sample(clipped, (5, 2))
+        sd.sample(clipped, (5, 2), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +251,6 @@ def test_bad_edits_are_errors(make):
 
 def test_the_paths_data_end_where_the_flow_ends():
     """The previews of a fine path tend to the sample."""
-    path = sd.draw(PROBLEMS["three"].data.score(EDM), (4, 2), steps=60, path=True, dtype=F64)
+    path = sd.draw(PROBLEMS["three"].data.score(EDM), (4, 2), steps=60, path=True, dtype=F64, seed=0)
     gaps = (path.previews - path.x).abs().amax((1, 2))
     assert float(gaps[-1]) < 1e-3 < float(gaps[0])

@@ -59,7 +59,9 @@ def problem() -> tuple[Network, sd.ScoreModel]:
 
 def queue() -> Tensor:
     """Samples that are done leave, others enter."""
-    return sd.sample(problem()[1], (SAMPLES, SIZE), tol=TOL, batch_size=BATCH, denoise=False, dtype=torch.float64)
+    return sd.sample(
+        problem()[1], (SAMPLES, SIZE), tol=TOL, batch_size=BATCH, denoise=False, dtype=torch.float64, seed=0
+    )
 
 
 def batches(fixed: bool) -> Callable[[], Tensor]:

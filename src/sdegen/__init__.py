@@ -20,6 +20,7 @@ from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.sampling.restart import Restart
 from sdegen.sampling.sample import draw, edit, encode, forward, sample
 from sdegen.scores import model
+from sdegen.scores.conditions import shared
 from sdegen.scores.mixtures import Gaussian, GaussianMixture
 from sdegen.scores.model import ScoreModel
 from sdegen.solvers import frames, tableaus
@@ -166,6 +167,7 @@ __all__ = [
     "sa_solver",
     "sample",
     "seeds_solver",
+    "shared",
     "solve",
     "solvers",
     "stochastic_heun",

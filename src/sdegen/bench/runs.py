@@ -179,7 +179,7 @@ def _timed(draw: Callable[[], Drawn]) -> tuple[Drawn, float]:
 
 def _memory(draw: Any, problem: Problem, few: int) -> float:
     """The most bytes of tensors alive at once in a run of few samples, per sample; the GPU's for a model on one."""
-    device = place(problem.model, None, None)[1]
+    device = place(problem.model.module, None, None, problem.model.device)[1]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -192,7 +192,7 @@ def fingerprint(problem: Problem) -> str:
     """A hash that changes with the process, the model's answers, and what samples are compared with."""
     process = problem.process
     level = process.level((process.t_min + process.t_max) / 2)
-    dtype, device = place(problem.model, problem.dtype, None)
+    dtype, device = place(problem.model.module, problem.dtype, None, problem.model.device)
     with torch.no_grad():
         seen = problem.model(process.prior(noises.seeds(0, 2, device=device), problem.shape, dtype), level, "data")
     law = None if problem.law is None else problem.law.sample(16, seed=0)

@@ -12,7 +12,7 @@ from sdegen.bench.contenders import drawn
 from sdegen.bench.problems import Problem
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, SdegenError
 from sdegen.metrics import NAMES, Metric, Target
-from sdegen.sampling.sample import adaptive_default
+from sdegen.sampling.options import adaptive_default
 from sdegen.scores.mixtures import GaussianMixture
 from sdegen.scores.model import place
 from sdegen.tensors import widen

@@ -25,6 +25,17 @@ def check_model(model: Any) -> None:
         )
 
 
+def check_numbers(**values: Any) -> None:
+    """Raises InvalidTypeError unless every value, given by its name, is a number or None."""
+    for name, value in values.items():
+        try:
+            known = value is None or float(value) is not None
+        except (TypeError, ValueError):
+            known = False
+        if not known or type(value) is str:
+            raise InvalidTypeError(f"{name} must be a number, got {value!r}")
+
+
 def check_parts(model: Any, solver: Any, observe: Any) -> None:
     """Raises InvalidTypeError unless model, solver and observer are what `solve` and `sample` take."""
     check_model(model)

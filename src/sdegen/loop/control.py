@@ -42,6 +42,10 @@ class Control:
         """Whether time runs down, towards data; None where that is not known."""
         return None
 
+    def cost(self, solver: Solver) -> int | None:
+        """The network evaluations that a solver makes; None where that is not known before."""
+        return None if self.steps is None else solver.cost(self.steps)
+
 
 class Controller(Control, ABC):
     """Chooses the levels of a solve. Its state is a value, so one controller serves any number of solves."""

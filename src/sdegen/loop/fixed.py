@@ -139,9 +139,12 @@ def run_to(
         when = f"t={float(t):.6g}" if t.ndim == 0 else f"t in {t.tolist()}"
         return f"in step {state.steps + 1}, at {when}, after {state.nfe} evaluations"
 
-    with guard(where, lambda: solution(rules, state, done, path)), progress_bar(steps, progress) as bar:
+    total = None if progress is False else controller.cost(solver)
+    with guard(where, lambda: solution(rules, state, done, path)), progress_bar(total, "evaluation", progress) as bar:
         first = rules.parts[0] if rules.parts else rules.solver
         state = state._replace(carry=first.init(rules.model, x, now), nfe=first.init_evals)
+        if bar is not None:
+            bar(state.nfe)
         k = 0
         while k < steps if steps is not None else controller.running(state.control):
             before = state

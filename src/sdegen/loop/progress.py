@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,8 +11,8 @@ from sdegen.errors import InvalidArgumentError
 
 
 @contextlib.contextmanager
-def progress_bar(steps: int | None, shown: bool | None) -> Iterator[Callable[[int], None] | None]:
-    """A function that counts one step and its evaluations on a tqdm bar, None where no bar is shown.
+def progress_bar(total: int | None, unit: str, shown: bool | None) -> Iterator[Callable[[int], None] | None]:
+    """A function that counts evaluations, or finished samples, on a tqdm bar; None where no bar is shown.
 
     `shown=None`: only if tqdm is there. Raises InvalidArgumentError where it is wanted and there is no tqdm.
     """
@@ -19,16 +20,13 @@ def progress_bar(steps: int | None, shown: bool | None) -> Iterator[Callable[[in
     if tqdm is None:
         yield None
         return
-    nfe = 0
-    with tqdm(total=steps, unit="step") as bar:
+    with tqdm(total=total, unit=f" {unit}") as bar:
+        yield bar.update
 
-        def count(evals: int) -> None:
-            nonlocal nfe
-            nfe += evals
-            bar.set_postfix(NFE=nfe, refresh=False)
-            bar.update()
 
-        yield count
+def watched() -> bool:
+    """Whether someone sees a bar: on a terminal, or in a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 @contextlib.contextmanager

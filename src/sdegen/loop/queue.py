@@ -105,7 +105,10 @@ class Queue:
 
     def solve(self, progress: bool | None) -> Solution:
         """Run until every sample is done; each one is after `max_attempts` attempts at the latest."""
-        with guard(self._where, lambda: self.solution(self.batch)), progress_bar(self.source.total, progress) as bar:
+        with (
+            guard(self._where, lambda: self.solution(self.batch)),
+            progress_bar(self.source.total, "sample", progress) as bar,
+        ):
             self.batch = self._started()
             x = self.batch.state.x
             chunk = self.control.settings.chunk or (1 if x.device.type == "cpu" else 8)

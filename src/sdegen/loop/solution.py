@@ -102,8 +102,9 @@ class Solution(NamedTuple):
     x `[B, *S]`; level: the one each sample reached (fields `[B]`); nfe: network evaluations; accepted, rejected: steps;
     status: see `Status`. path: what the observer returned, step by step (None left out); of `draw(path=True)` the
     states `[m + 1, B, *S]`, the first where it began, with `levels` (fields `[m + 1]`) and `previews` `[m, B, *S]`, the
-    data that each step's last evaluation predicted (None on a `ReverseSDE`). error: of an adaptive solve, an estimate
-    of the error at the end, relative as its tolerance is, `[B]`; dense: the path at any time, where it was asked for.
+    data that each step's last evaluation predicted (None on a `ReverseSDE`), and the `seed` that makes them again.
+    error: of an adaptive solve, an estimate of the error at the end, relative as its tolerance is, `[B]`; dense: the
+    path at any time, where it was asked for.
     """
 
     x: Tensor
@@ -117,6 +118,7 @@ class Solution(NamedTuple):
     dense: Callable[..., Tensor] | None = None
     previews: Tensor | None = None
     levels: Level | None = None
+    seed: int | Tensor | None = None
 
     def rows(self, index: Tensor | slice) -> Solution:
         """Some of the samples, without their paths."""

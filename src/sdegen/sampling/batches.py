@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdegen import noise as noises
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, warn_caller
+from sdegen.errors import InvalidArgumentError
 from sdegen.level import Level
 from sdegen.loop.arguments import check_solve
 from sdegen.loop.control import Fixed
@@ -23,18 +22,17 @@ from sdegen.loop.progress import progress_bar
 from sdegen.loop.queue import Source, adapted
 from sdegen.loop.solution import STOP, Observer, Progress, Solution, Status, guard
 from sdegen.noise import Brownian, NoiseSource
+from sdegen.sampling.prior import Law, begin_at
 from sdegen.solvers.base import Reverse, Solver
-from sdegen.tensors import finite_rows, readable, where_rows
-
-_PURE = 0.15
+from sdegen.tensors import finite_rows, where_rows
 
 
 @dataclass(frozen=True)
 class Batches:
     """All samples of a call: any of them are had with `model`, `start` and `noise`, whatever the batching.
 
-    seeds `[n]`; event: S; first: the first time; given: states to start from, instead of the prior; make: the noise
-    source from seeds; size: how many samples the network sees at once.
+    seeds `[n]`; event: S; first: the first time; given: states to start from, or the law that they are drawn from, None
+    for noise alone; make: the noise source from seeds; size: how many samples the network sees at once.
     """
 
     whole: Reverse
@@ -42,7 +40,7 @@ class Batches:
     event: tuple[int, ...]
     dtype: torch.dtype
     first: Tensor
-    given: Tensor | None
+    given: Tensor | Law | None
     make: Callable[[Tensor], NoiseSource] | None
     size: int
 
@@ -53,9 +51,9 @@ class Batches:
     def start(self, index: Tensor) -> Tensor:
         """Where some samples start."""
         index = index.to(self.seeds.device)
-        if self.given is not None:
+        if isinstance(self.given, Tensor):
             return self.given[index]
-        return begin_at(self.whole, self.seeds[index], self.event, self.dtype, self.first)
+        return begin_at(self.whole.process, self.given, self.seeds[index], self.event, self.dtype, self.first)
 
     def noise(self, index: Tensor) -> Any:
         """The noise of some samples."""
@@ -69,7 +67,9 @@ class Batches:
         parts: list[Solution] = []
         records: list[Recorder] = []
         chunks = math.ceil(n / size) if n else 0
-        with _keeping(parts, n), progress_bar(chunks * control.steps, shown) as bar:
+        last = denoise and self.whole.answers
+        total = 0 if shown is False else chunks * (int(control.cost(solver) or 0) + last)
+        with _keeping(parts, n), progress_bar(total, "evaluation", shown) as bar:
             for k in range(chunks):
                 real = min(size, n - k * size)
                 index = torch.arange(k * size, (k + 1) * size, device=self.seeds.device).clamp(max=n - 1)
@@ -82,9 +82,11 @@ class Batches:
                 )
                 records += [watch.record(x, self.whole.process.level(self.first))] if path else []
                 parts.append(part if real == size else part.rows(slice(real)))
-                if denoise and model.answers:
+                if last:
                     part = denoised(model, part, level)
                     parts[-1] = part if real == size else part.rows(slice(real))
+                    if bar is not None:
+                        bar(1)
         level = self.whole.process.level(self.first)
         empty = torch.empty(0, *self.event, dtype=self.dtype, device=self.seeds.device)
         found = Solution.join(parts) if parts else _nothing(empty, level)
@@ -128,42 +130,6 @@ def check_shape(shape: Any) -> tuple[int, tuple[int, ...]]:
             f"shape must be (n, *S), a number of samples and at least one sample dimension, got {shape!r}"
         )
     return sizes[0], sizes[1:]
-
-
-def own_seeds(seed: Any, n: int, device: torch.device) -> Tensor:
-    """The seeds `[n]` of the samples, from one number or as given."""
-    if not isinstance(seed, Tensor):
-        try:
-            return noises.seeds(seed, n, device=device)
-        except InvalidTypeError as error:
-            raise InvalidTypeError(f"{error}, or int64 seeds of shape [{n}]") from None
-    if seed.dtype != torch.int64 or seed.shape != (n,):
-        raise InvalidArgumentError(
-            f"seed must be one number or int64 seeds of shape [{n}], got {seed.dtype} of shape {list(seed.shape)}"
-        )
-    return seed.to(device)
-
-
-def begin_at(model: Any, seeds: Tensor, event: tuple[int, ...], dtype: torch.dtype, first: Tensor) -> Tensor:
-    """The prior at the first time."""
-    process = model.process
-    if not process.gaussian:
-        if float(first) != process.t_max:
-            raise InvalidArgumentError(f"the prior of {process} is at t={process.t_max}; times must start there")
-        drawn: Tensor = process.prior(seeds, event)
-        return drawn.to(dtype)
-    x: Tensor = process.prior(seeds, event, dtype)
-    if not readable(first) or float(first) == process.t_max:
-        return x
-    level = process.level(first)
-    share = float(level.alpha / level.sigma)
-    if share > _PURE:
-        warn_caller(
-            f"the grid starts at t={float(first):g}, where x still holds alpha/sigma = {share:.2g} of the data, and "
-            "the start is noise alone; start at t_max, or run sd.solve from process.perturb(data, level, noise)"
-        )
-    scale: Tensor = level.sigma / process.sigma(torch.full_like(first, process.t_max))
-    return x * scale.to(dtype)
 
 
 def denoised(model: Any, part: Solution, level: Level) -> Solution:

@@ -82,6 +82,11 @@ class Restarted(Fixed):
         """How often a level may be visited."""
         return int(1 + sum(self._up))
 
+    def cost(self, solver: Solver) -> int:
+        """Those of every run, each with a start of its own."""
+        cuts = [-1, *(k for k, up in enumerate(self._up) if up), len(self._up)]
+        return sum(solver.cost(b - a - 1) for a, b in itertools.pairwise(cuts))
+
     @property
     def draws(self) -> bool:
         """Yes: the way up is noise."""

@@ -227,14 +227,15 @@ class GaussianMixture:
         return total.to(widen(x).dtype)
 
     def sample(
-        self, n: int, *, seed: int = 0, level: Level | None = None, dtype: torch.dtype = torch.float64
+        self, n: int, *, seed: int | Tensor = 0, level: Level | None = None, dtype: torch.dtype = torch.float64
     ) -> Tensor:
         """n samples `[n, *S]` at a level `[]` or `[n]`, of the data by default; sample i depends on `(seed, i)` alone.
 
-        `alpha (m_k + Sigma_k^(1/2) z) + sigma z'`, k by inversion of the weights' sum. Raises InvalidTypeError and
-        InvalidArgumentError on an n or seed that is not a whole number in range.
+        `alpha (m_k + Sigma_k^(1/2) z) + sigma z'`, k by inversion of the weights' sum; seed may be int64 seeds `[n]`.
+        Raises InvalidTypeError and InvalidArgumentError on an n or seed that is not a whole number in range.
         """
-        seeds = noises.seeds(seed, n, device=self._means.device)
+        device = self._means.device
+        seeds = seed.to(device) if isinstance(seed, Tensor) else noises.seeds(seed, n, device=device)
         dim = self._means.shape[1]
         index = self._choose(seeds)
         z = noises.normals(seeds, (self._kind.noises(dim),), _DATA, dtype=torch.float64)

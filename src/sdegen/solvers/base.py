@@ -156,6 +156,10 @@ class Solver(ABC):
     def init(self, model: Reverse, x: Tensor, now: Level) -> Carry:
         """The carry before the first step, of one structure from the first step to the last."""
 
+    def cost(self, n: int) -> int:
+        """The network evaluations of n steps, with those of `init`."""
+        return self.init_evals + n * self.evals
+
     @abstractmethod
     def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Carry, noise: NoiseSource | None) -> Step:
         """One step from now to next, x `[B, *S]`, levels `[]` or `[B]`."""

@@ -71,6 +71,10 @@ class Started(Wrapper, Table):
         """The number of steps that the start makes."""
         return self.solver.memory if self.steps is None else self.steps
 
+    def cost(self, n: int) -> int:
+        """Those of the first steps, and one for each of the others."""
+        return n + min(n, self.starting) * (self.start.evals - 1)
+
     def skipped(self, count: int) -> int:
         """The slopes of a first step, but for the first one."""
         return self.start.evals - 1 if count < self.starting else 0

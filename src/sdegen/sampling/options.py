@@ -1,0 +1,165 @@
+"""What the options of a sampling call stand for: the solver, the controller, the grid and its number of steps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.grids import by_time, check_steps, check_times
+from sdegen.loop.arguments import check_numbers
+from sdegen.loop.control import Fixed
+from sdegen.loop.tolerance import PI
+from sdegen.solvers.base import Solver
+from sdegen.solvers.frames import TIME
+from sdegen.solvers.methods import adams, adaptive_heun, default, euler_maruyama, tsit5
+from sdegen.solvers.runge_kutta import RungeKutta
+from sdegen.solvers.tableaus import HEUN
+from sdegen.tensors import as_tensor, has_dtype, named
+
+
+def inside(start: Any, process: Any) -> float:
+    """The time to start from. Raises unless it is one time inside of the process's span."""
+    if has_dtype(start) and as_tensor(start).numel() != 1:
+        raise InvalidArgumentError(f"edit takes one start for all samples, got {start}; call it once for each start")
+    check_numbers(start=start)
+    if start is None or not process.t_min < start <= process.t_max:
+        raise InvalidArgumentError(f"start must be a time in ({process.t_min:g}, {process.t_max:g}], got {start}")
+    return float(start)
+
+
+def own(model: Any) -> Solver:
+    """The solver for a model where none is given: a ReverseSDE has only its drift and diffusion."""
+    if model.answers:
+        return default()
+    return euler_maruyama(model.eta) if model.eta else RungeKutta(HEUN, TIME)
+
+
+def adaptive_default(model: Any) -> Solver:
+    """The adaptive solver for a model where none is given."""
+    if model.answers:
+        return adams()
+    return adaptive_heun(model.eta) if model.eta else tsit5(frame=TIME)
+
+
+def controlled(tol: Any, start: float | None, end: float | None, padded: bool = False, **others: Any) -> PI:
+    """The controller that `sample(tol=...)` asks for. Raises InvalidArgumentError for what does not go with it."""
+    for name, value in others.items():
+        if value is not None and value is not False:
+            raise InvalidArgumentError(
+                f"{name} does not go with tol, which chooses each sample's own steps: leave one of them out"
+                + (" (sd.solve with sd.PI takes both)" if name in ("observe", "path") else "")
+            )
+    if not isinstance(tol, PI):
+        return PI(tol=tol, start=start, end=end, fixed_shapes=padded)
+    if tol.start is tol.end is None:
+        return replace(tol, start=start, end=end)
+    if start is not None or end is not None:
+        raise InvalidArgumentError("give start and end once, to the PI or to the call")
+    return tol
+
+
+def check_own_error(solver: Solver, tol: Any) -> None:
+    """Raises InvalidArgumentError where a plan's own estimate of its error is above the tolerance."""
+    if tol is None:
+        return
+    if solver.own_error is None:
+        raise InvalidArgumentError(f"{solver} has tolerances of its own: give them to it, and leave tol out")
+    wanted = tol.tol if isinstance(tol, PI) else tol
+    if wanted is not None and not solver.own_error <= wanted:
+        raise InvalidArgumentError(
+            f"this plan's own estimate of its error is {solver.own_error:.1e} of the data's scale, above "
+            f"tol={wanted:g}: calibrate one with calibrate(model, shape, tol=...), or leave the plan out for adaptive "
+            "steps"
+        )
+
+
+def steps_of(model: Any, solver: Solver, nfe: Any, steps: Any, denoise: bool) -> int:
+    """How many steps a solver makes with so many evaluations, the last denoising counted.
+
+    Raises InvalidArgumentError where they are too few, where steps are given too, or where the solver has its own.
+    """
+    if steps is not None:
+        raise InvalidArgumentError(f"give nfe or steps, one of the two; got nfe={nfe} and steps={steps}")
+    rest = check_steps(nfe, "nfe") - bool(denoise and model.answers)
+    if solver.own_steps is not None:
+        own_cost = solver.cost(solver.own_steps) + nfe - rest
+        if solver.own_error is None or own_cost != nfe:
+            raise InvalidArgumentError(f"{solver} has steps of its own, of {own_cost} evaluations: leave nfe out")
+        return solver.own_steps
+    most = rest
+    while most and solver.cost(most) > rest:
+        most -= 1
+    if not most:
+        raise InvalidArgumentError(
+            f"nfe={nfe} leaves no step: {solver} takes {solver.cost(1)} evaluations for one"
+            + (", and the last denoising takes one" if rest < nfe else "")
+        )
+    return most
+
+
+def on_grid(
+    model: Any, solver: Solver, grid: Any, steps: int | None, start: float | None = None, end: float | None = None
+) -> Fixed:
+    """The grid as a controller; everything about it is checked here."""
+    if grid is None:
+        grid = solver.grid if model.process.gaussian else by_time
+    if isinstance(grid, str) or not (callable(grid) or isinstance(grid, Sequence) or has_dtype(grid)):
+        raise InvalidTypeError(
+            f"grid must be a callable grid(process, n) such as sd.grids.karras, or times; got {grid!r}"
+        )
+    if not callable(grid):
+        made, takes = grid, False
+        if steps is not None and len(made) != steps + 1:
+            raise InvalidArgumentError(
+                f"the grid has {len(made)} times, {len(made) - 1} steps, and {steps} were asked for: leave steps or "
+                "nfe out"
+            )
+    else:
+        count = check_steps(solver.own_steps or 20 if steps is None else steps)
+        bounds: dict[str, float] = {}
+        if not start is end is None:
+            bounds = {name: value for name, value in (("start", start), ("end", end)) if value is not None}
+        takes = not bounds or bounds.keys() <= inspect.signature(grid).parameters.keys()
+        made = _called(grid, model.process, count, bounds if takes else {})
+        if made is None:
+            raise InvalidTypeError(f"the grid {named(grid)} returned None: it must return times [n + 1]")
+    if not takes and not (start is end is None):
+        made = _cut(made, solver, start, end, named(grid) if callable(grid) else "the grid")
+    return made if isinstance(made, Fixed) else Fixed(made)
+
+
+def _called(grid: Callable[..., Any], process: Any, n: int, bounds: dict[str, float]) -> Any:
+    """What a grid returns. Raises InvalidTypeError unless it takes a process and a number of steps."""
+    try:
+        return grid(process, n, **bounds)
+    except TypeError as error:
+        try:
+            inspect.signature(grid).bind(process, n, **bounds)
+        except TypeError:
+            got = inspect.signature(grid)
+            raise InvalidTypeError(f"a grid is called as grid(process, n), and {named(grid)} takes {got}") from error
+        raise
+
+
+def _cut(times: Any, solver: Solver, start: float | None, end: float | None, name: str) -> Tensor:
+    """The times strictly between start and end, and these two: of a grid that cannot be told where to begin."""
+    if isinstance(times, Fixed) or solver.own_steps is not None:
+        raise InvalidArgumentError(
+            f"{'a Restart' if solver.own_steps is None else 'this plan or backend'} has levels of its own and takes "
+            "no start or end; give a grid that has them"
+        )
+    known = check_times(times)
+    first, last = float(known[0]) if start is None else start, float(known[-1]) if end is None else end
+    if not first > last:
+        raise InvalidArgumentError(
+            f"{name} stops at t={last:g} with {len(known) - 1} steps, and the start is t={first:g}: give more steps, "
+            "or an end below the start"
+        )
+    inside = known[(known < first) & (known > last)]
+    return torch.cat([known.new_tensor([first]), inside, known.new_tensor([last])])
