@@ -16,14 +16,33 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreError, Sc
 
 T = TypeVar("T")
 _HALF = (torch.float16, torch.bfloat16)
+_HOST = torch.device("cpu")
+WITHOUT_FLOAT64 = ["mps", "meta"]
+"""The types of devices that have no float64: levels and noise are made on the host there."""
 _AT_ONCE = 1 << 16
 """How many elements a sum takes at a time on a CPU."""
+
+
+def home(device: torch.device) -> torch.device:
+    """Where a device's float64 numbers lie: on it, on the host where it has none, as Apple's GPUs."""
+    return _HOST if device.type in WITHOUT_FLOAT64 else device
+
+
+def at_home(x: Tensor) -> Tensor:
+    """Numbers in float64, where a device's lie; NaN for those of a device without values."""
+    if x.is_meta:
+        return torch.full(x.shape, torch.nan, dtype=torch.float64, device=_HOST)
+    return x.to(home(x.device)).double()
 
 
 def like(weight: Tensor, x: Tensor) -> Tensor:
     """A weight `[]` or `[B]` in x's dtype, shaped to multiply x `[B, *S]`; `[]` may stay on the host."""
     weight = weight.to(x.dtype)
-    return weight if weight.ndim == 0 else weight.reshape(-1, *(1,) * (x.ndim - 1))
+    if weight.ndim == 0:
+        return weight
+    if weight.device != x.device:
+        weight = weight.to(x.device)
+    return weight.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def widen(x: Tensor) -> Tensor:
@@ -95,7 +114,7 @@ def mean_square(x: Tensor) -> Tensor:
     flat = x.flatten(1)
     count, size = flat.shape
     if not size:
-        return x.new_zeros(count, dtype=torch.float64)
+        return x.new_zeros(count, dtype=torch.float64, device=home(x.device))
     # some rows at a time, which bounds the temporaries; bits do not change
     rows = max(1, (_AT_ONCE if flat.device.type == "cpu" else 64 * _AT_ONCE) // size)
     if count <= rows or torch.compiler.is_compiling():
@@ -105,12 +124,13 @@ def mean_square(x: Tensor) -> Tensor:
 
 def _paired(flat: Tensor) -> Tensor:
     """The sum of squares of each row, halves added until one column is left."""
-    flat = flat.double().square()
+    there = home(flat.device)
+    flat = (flat.double() if there == flat.device else flat.float()).square()
     while flat.shape[1] > 1:
         half = flat.shape[1] // 2
         added = flat[:, :half] + flat[:, half : 2 * half]
         flat = torch.cat([added, flat[:, 2 * half :]], 1) if flat.shape[1] % 2 else added
-    return flat[:, 0]
+    return flat[:, 0].to(there).double()
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -256,7 +276,9 @@ def batch_time(t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor
         t = t.round()  # a whole number may come back a rounding below itself, and a cast would cut it
     # a single floating value joins in the sum's own dtype, rounded as it would be before
     same = t.ndim == 0 and dtype.is_floating_point
-    return x.new_zeros(x.shape[0], dtype=dtype) + (t if same else t.to(dtype))
+    if not same:
+        t = t.to(dtype)
+    return x.new_zeros(x.shape[0], dtype=dtype) + (t if t.ndim == 0 else t.to(x.device))
 
 
 def real_advice(x: Tensor) -> str:
@@ -326,9 +348,14 @@ def where_rows(accept: bool | Tensor, new: T, old: T) -> T:
     """`new` in the rows where `accept` `[B]`, `old` in the others; tensors `[]` belong to no row and are new."""
     if isinstance(accept, bool):
         return new if accept else old
-    shaped: T = map_tensors(
-        lambda a, b: torch.where(accept.reshape(-1, *(1,) * (a.ndim - 1)), a, b) if a.ndim else a, new, old
-    )
+
+    def chosen(a: Tensor, b: Tensor) -> Tensor:
+        if a.ndim == 0:
+            return a
+        rows = accept if accept.device == a.device else accept.to(a.device)
+        return torch.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    shaped: T = map_tensors(chosen, new, old)
     return shaped
 
 
@@ -352,7 +379,11 @@ def cat_rows(first: T, second: T) -> T:
 
 def cat(parts: Sequence[Tensor]) -> Tensor:
     """Rows after rows. Autocast looks at what `torch.cat` is given, and knows no float16 on a CPU."""
-    kind = parts[0].device.type
-    able = torch.amp.is_autocast_available(kind)  # some devices have no autocast
-    with torch.autocast(kind, enabled=False) if able else contextlib.nullcontext():
+    with uncast(parts[0].device):
         return torch.cat(list(parts))
+
+
+def uncast(device: torch.device) -> Any:
+    """A context without autocast, for the library's own sums."""
+    able = torch.amp.is_autocast_available(device.type)  # some devices have no autocast
+    return torch.autocast(device.type, enabled=False) if able else contextlib.nullcontext()

@@ -16,7 +16,7 @@ from sdegen.loop.dense import EventFinder
 from sdegen.loop.solution import Solution, Status
 from sdegen.processes.sde import SDE
 from sdegen.solvers.base import Solver, Step, check_step
-from sdegen.tensors import finite_rows, readable, where_rows
+from sdegen.tensors import at_home, finite_rows, home, readable, where_rows
 
 
 class Fate(NamedTuple):
@@ -107,7 +107,7 @@ def advance(rules: Rules, state: State, k: int) -> State:
     after_fate = Fate(
         alive if hit is None else alive & ~hit,
         fate.stopped if hit is None else fate.stopped | hit,
-        t if found is None or hit is None else torch.where(hit, found.level.t, t),
+        t if found is None or hit is None else where_rows(hit, found.level.t.to(t.device, t.dtype), t),
         fate.accepted + moved,
         fate.tried + fate.alive,
         fate.nfe + evals * fate.alive,
@@ -152,7 +152,10 @@ def apart(x: Tensor, level: Level, steps: int, nfe: int) -> Fate:
     alive = x.new_ones(batch, dtype=torch.bool)
     accepted = x.new_full((batch,), steps, dtype=torch.int32)
     spent = x.new_full((batch,), nfe, dtype=torch.int32)
-    return Fate(alive, ~alive, x.new_zeros(batch, dtype=torch.float64) + level.t, accepted, accepted.clone(), spent)
+    # where there is no float64 the time a row stands at is kept rounded: reading it would wait for the device
+    kept = torch.float64 if home(x.device) == x.device else torch.float32
+    t = x.new_zeros(batch, dtype=kept) + level.t
+    return Fate(alive, ~alive, t, accepted, accepted.clone(), spent)
 
 
 def solution(rules: Rules, state: State, done: bool, path: Any, dense: Any = None) -> Solution:
@@ -163,5 +166,5 @@ def solution(rules: Rules, state: State, done: bool, path: Any, dense: Any = Non
     status = torch.where(fate.stopped, int(Status.EVENT), status).to(torch.int8)
     # of what a failed row tried, its last step was neither accepted nor rejected
     rejected = fate.tried - fate.accepted - (~fate.alive & ~fate.stopped).to(torch.int32)
-    level = rules.process.level(fate.t)
+    level = rules.process.level(at_home(fate.t))
     return Solution(state.x, level, fate.nfe, fate.accepted, rejected, status, path, dense=dense)

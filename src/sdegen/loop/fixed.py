@@ -23,7 +23,7 @@ from sdegen.noise import NoiseSource
 from sdegen.scores.maps import PreviewModel
 from sdegen.scores.model import warn_if_training
 from sdegen.solvers.base import Reverse, Solver
-from sdegen.tensors import expand_rows, readable, widen
+from sdegen.tensors import expand_rows, home, readable, where_rows, widen
 
 
 @strict_keywords
@@ -129,7 +129,7 @@ def run_to(
     steps = len(rules.levels) - 1 if rules.levels else None
     if len(x) == 0:
         return solution(rules, state, False, path), now
-    kept = Dense(rules.solver, rules.process, x, expand_rows(now, len(x), x.device)) if dense else None
+    kept = Dense(rules.solver, rules.process, x, expand_rows(now, len(x), home(x.device))) if dense else None
     done = False
     if event is not None:
         rules = Rules(**{**vars(rules), "event": EventFinder(event, rules.solver, rules.process)})
@@ -214,8 +214,8 @@ def _check_checkpoint(every: Any, control: Any, **others: Any) -> None:
 
 def _piece(before: State, state: State) -> Piece:
     """The last step, for dense output."""
-    count, device = len(state.x), state.x.device
+    count, device = len(state.x), home(state.x.device)
     now, next = expand_rows(before.now, count, device), expand_rows(before.next, count, device)
     fate, moving = state.fate, state.moved if isinstance(state.moved, Tensor) else None
-    reached = next.t if fate is None else torch.where(fate.stopped, fate.t, next.t)
-    return Piece(torch.arange(count, device=device), now, next, state.inner, reached, moving)
+    reached = next.t if fate is None else where_rows(fate.stopped, fate.t, next.t)
+    return Piece(torch.arange(count, device=state.x.device), now, next, state.inner, reached, moving)

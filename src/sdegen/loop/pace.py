@@ -13,7 +13,7 @@ from sdegen.loop.control import Controller
 from sdegen.loop.solution import Status
 from sdegen.solvers.base import Step
 from sdegen.solvers.frame import Frame
-from sdegen.tensors import expand_rows, finite_rows, length, mean_square, power, where_rows
+from sdegen.tensors import expand_rows, finite_rows, home, length, mean_square, power, where_rows
 
 RUNNING = -1
 _PATIENCE = 12
@@ -70,7 +70,7 @@ class Adaptive(Controller):
 
     def init(self, process: Any, x: Tensor) -> tuple[Level, Level, Pace]:
         """The start, where every sample first stands still, and the state of `count` samples."""
-        count, device = x.shape[0], x.device
+        count, device = x.shape[0], home(x.device)
         now = expand_rows(self.first, count, device)
         whole = self._clock(self.last).to(device) - self._clock(now)
         step = whole.abs()
@@ -99,7 +99,7 @@ class Adaptive(Controller):
     ) -> tuple[Tensor, Level, Level, Pace]:
         """Accept or reject each sample's step and choose its next; a step of no length counts for nothing."""
         live, still = state.status == RUNNING, state.fresh
-        finite = finite_rows(step.x)
+        finite = finite_rows(step.x).to(live.device)
         if step.error is None:
             raise TypeError("an adaptive step must return an error")
         size = self.norm(step.error, x, step.x, next)

@@ -21,7 +21,7 @@ from sdegen.loop.solution import Observer, Progress, Solution, Status, guard, ob
 from sdegen.processes.sde import SDE
 from sdegen.scores.maps import PreviewModel
 from sdegen.solvers.base import Solver
-from sdegen.tensors import cat_rows, take_rows
+from sdegen.tensors import cat_rows, home, take_rows
 
 _SPREAD = 0.7
 """The error at the end over the root of the sum of squares of the steps' estimates: measured, docs/adaptive.md."""
@@ -175,11 +175,11 @@ class Queue:
                 now, next, pace = self.control.init(self.process, x)
             carry, step = self.solver.init(model, x, now), None
             if self.control.settings.first_step is None:
-                last = Level(*(v.to(x.device) for v in self.control.last))
+                last = Level(*(v.to(home(x.device)) for v in self.control.last))
                 step, more = self.solver.first_step(model, x, now, last, carry, self.control.norm)
                 evals += more
             next, pace = self.control.leaving(self.process, now, pace, step)
-        self.init_evals.append(torch.full((count,), evals, dtype=torch.int32, device=x.device))
+        self.init_evals.append(torch.full((count,), evals, dtype=torch.int32, device=pace.tries.device))
         entered = Batch(index, State(x, carry, now, next, pace, 0, 0, None))
         return entered if len(index) == count else entered.take(torch.arange(count, device="cpu"))
 

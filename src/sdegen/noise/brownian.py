@@ -22,7 +22,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
 from sdegen.level import Level, check_span
 from sdegen.noise import normals as noises
-from sdegen.tensors import like, readable
+from sdegen.tensors import home, like, readable
 
 Clock = Callable[[Level], Tensor]
 
@@ -198,7 +198,8 @@ class Brownian:
 
     def _sum(self, x: Tensor, terms: list[_Term], tag: int) -> Tensor:
         """The sum of the terms, like x; added in float64, in one order whatever the batch and however many at once."""
-        total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+        there = home(x.device)
+        total = torch.zeros(x.shape, dtype=torch.float64, device=there)
         # while a CUDA graph is captured nothing may be copied from the host, as several nodes at once would have to be
         captured = not readable(x) and not torch.compiler.is_compiling()
         each = 1 if captured else max(1, _AT_ONCE // max(1, x.numel()))
@@ -206,13 +207,13 @@ class Brownian:
             some = terms[start : start + each]
             for term, z in zip(some, self._draw(x, some, tag)):
                 weight = term.weight
-                total = total + (like(weight.to(x.device), total) if isinstance(weight, Tensor) else weight) * z
-        return total.to(x.dtype)
+                total = total + (like(weight.to(there), total) if isinstance(weight, Tensor) else weight) * z
+        return total.to(x.dtype).to(x.device)
 
     def _draw(self, x: Tensor, terms: list[_Term], tag: int) -> Iterable[Tensor]:
         """The unit normals of some terms, each `[B, *S]`, float64."""
         shape, count, batch = tuple(x.shape[1:]), len(terms), len(self.seeds)
-        options: Any = {"tag": tag, "dtype": torch.float64, "device": x.device}
+        options: Any = {"tag": tag, "dtype": torch.float64, "device": home(x.device)}
         words: noises.Words
         if count == 1:
             depth, place = terms[0].depth, terms[0].place

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
-from sdegen.tensors import readable
+from sdegen.tensors import home, readable
 
 if TYPE_CHECKING:
     from sdegen.level import Level
@@ -149,7 +149,8 @@ def normals(
     if not dtype.is_floating_point:
         raise InvalidTypeError(f"dtype of the noise must be floating, got {dtype}; ask for torch.float32, for instance")
     tag = _integer("tag", tag, 1 << 32)
-    device = torch.device(device) if device is not None else seeds.device
+    wanted = torch.device(device) if device is not None else seeds.device
+    device = home(wanted)
     seeds = seeds.to(device, non_blocking=True)
     size = math.prod(shape)
     stream = [word.to(device, non_blocking=True) if isinstance(word, Tensor) else word for word in words]
@@ -162,7 +163,7 @@ def normals(
         part = slice(start, start + rows)
         parts.append(_draw(seeds[part], _column(h0, part), _column(h1, part), tag, size).to(dtype))
     flat = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else seeds.new_empty(0, size, dtype=dtype)
-    return flat.reshape(len(seeds), *shape)
+    return flat.reshape(len(seeds), *shape).to(wanted)
 
 
 def _column(word: Word, part: slice) -> Word:
@@ -258,4 +259,4 @@ def _time_words(t: Tensor, device: torch.device) -> tuple[Word, Word]:
         # A time that lies on the host is hashed there, without a tensor operation per round.
         pattern = int.from_bytes(struct.pack("<d", float(t.detach()) + 0.0), "little")
         return pattern & _MASK, pattern >> 32
-    return halves((t.to(device, torch.float64, non_blocking=True) + 0.0).view(torch.int64))
+    return halves((t.to(home(device), torch.float64, non_blocking=True) + 0.0).view(torch.int64))

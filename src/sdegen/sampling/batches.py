@@ -39,6 +39,7 @@ class Batches:
     seeds: Tensor
     event: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
     first: Tensor
     given: Tensor | Law | None
     make: Callable[[Tensor], NoiseSource] | None
@@ -53,7 +54,8 @@ class Batches:
         index = index.to(self.seeds.device)
         if isinstance(self.given, Tensor):
             return self.given[index]
-        return begin_at(self.whole.process, self.given, self.seeds[index], self.event, self.dtype, self.first)
+        x = begin_at(self.whole.process, self.given, self.seeds[index], self.event, self.dtype, self.first)
+        return x.to(self.device)
 
     def noise(self, index: Tensor) -> Any:
         """The noise of some samples."""
@@ -88,7 +90,7 @@ class Batches:
                     if bar is not None:
                         bar(1)
         level = self.whole.process.level(self.first)
-        empty = torch.empty(0, *self.event, dtype=self.dtype, device=self.seeds.device)
+        empty = torch.empty(0, *self.event, dtype=self.dtype, device=self.device)
         found = Solution.join(parts) if parts else _nothing(empty, level)
         return joined(found, records or [Recorder([empty], [], [level])]) if path else found
 
@@ -135,7 +137,7 @@ def check_shape(shape: Any) -> tuple[int, tuple[int, ...]]:
 def denoised(model: Any, part: Solution, level: Level) -> Solution:
     """The predicted data in place of the state; a row that is not finite stays the state and says so."""
     clean = model(part.x, level, "data").to(part.x.dtype)
-    fine = finite_rows(clean) & part.ok
+    fine = finite_rows(clean).to(part.status.device) & part.ok
     status = torch.where(fine, part.status, int(Status.NONFINITE))
     return part._replace(x=where_rows(fine, clean, part.x), status=status, nfe=part.nfe + part.ok)
 

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sdegen.tensors import uncast
+
 TILE = 32
 LINE = 8  # float64 numbers in a cache line
 LOG_2PI = math.log(2 * math.pi)
@@ -79,8 +81,9 @@ def tiled(x: Tensor, matrix: Tensor) -> Tensor:
     """
     (rows, inner), outer = x.shape[-2:], matrix.shape[-1]
     padded, square = pad(x, (0, -inner % LINE, 0, -rows % TILE)), pad(matrix, (0, -outer % LINE, 0, -inner % LINE))
-    parts = [padded[..., i : i + TILE, :].contiguous() @ square for i in range(0, rows, TILE)]
-    return torch.cat(parts, -2)[..., :rows, :outer] if parts else x @ matrix
+    with uncast(x.device):
+        parts = [padded[..., i : i + TILE, :].contiguous() @ square for i in range(0, rows, TILE)]
+        return torch.cat(parts, -2)[..., :rows, :outer] if parts else x @ matrix
 
 
 def residuals(x: Tensor, means: Tensor, at: Weights) -> Tensor:

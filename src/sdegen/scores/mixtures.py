@@ -32,7 +32,7 @@ from sdegen.scores.covariances import Covariances, Weights
 from sdegen.scores.linear import LinearScore
 from sdegen.scores.low_rank import Spectral, condition
 from sdegen.scores.model import ScoreModel, Want, plane
-from sdegen.tensors import Numbers, numbers, readable, tensor, widen
+from sdegen.tensors import Numbers, home, numbers, readable, tensor, widen
 
 Mixture = TypeVar("Mixture", bound="GaussianMixture")
 
@@ -182,7 +182,7 @@ class GaussianMixture:
             logits, seen = here._seen(part, some)
             return here._kind.combine(seen, part, here._means, logits.softmax(-1), some)
 
-        return here._kind.by_chunks(flat, at, mean).reshape(x.shape).to(widen(x).dtype)
+        return here._kind.by_chunks(flat, at, mean).reshape(x.shape).to(widen(x).dtype).to(x.device)
 
     def denoise(self, x: Tensor, level: Level) -> Tensor:
         """The posterior mean `E[data | x]` `[B, *S]`, level `[]` or `[B]`: Tweedie's formula (Efron 2011)."""
@@ -296,8 +296,8 @@ class GaussianMixture:
 
     def _enter(self: Mixture, x: Tensor) -> tuple[Mixture, Tensor]:
         """The mixture on x's device, and x `[B, *S]` as `[B, D]` in float64."""
-        flat = inputs.state(x, self._shape)
-        return self.to(x.device), flat
+        there = home(x.device)
+        return self.to(there), inputs.state(x.to(there), self._shape)
 
     def _choose(self, seeds: Tensor) -> Tensor:
         high, low, _, _ = noises.philox(noises.halves(seeds), _CHOICE)
