@@ -213,6 +213,20 @@ def named(value: Any) -> str:
     return str(getattr(value, "__name__", repr(value)))
 
 
+def version(x: Tensor) -> int | None:
+    """How often x was edited in place; None where that is not counted."""
+    return None if torch.compiler.is_dynamo_compiling() or x.is_inference() else x._version
+
+
+def unedited(what: str, function: Callable[..., T], x: Tensor, *rest: Any) -> T:
+    """`function(x, *rest)`. Raises InvalidArgumentError if it edited x."""
+    before = version(x)
+    answer = function(x, *rest)
+    if version(x) != before:
+        raise InvalidArgumentError(f"{what} edited x in place; return a new tensor (for example x * 2, not x.mul_(2))")
+    return answer
+
+
 def call_score(
     function: Callable[..., Any],
     x: Tensor,
@@ -228,9 +242,9 @@ def call_score(
     """
     shape = x.shape if shape is None else shape
     watch = not torch.compiler.is_dynamo_compiling() and not x.is_inference()
-    version = x._version if watch else 0
+    before = x._version if watch else 0
     out = function(x, time, **(condition or {}))
-    if watch and x._version != version:
+    if watch and x._version != before:
         raise ScoreError(
             "the score function modified its input x in place; return a new tensor (for example x * 2, not x.mul_(2))"
         )

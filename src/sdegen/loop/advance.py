@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from sdegen.errors import ScoreError
 from sdegen.level import Level
 from sdegen.loop.dense import EventFinder
 from sdegen.loop.solution import Solution, Status
@@ -55,7 +56,8 @@ class Rules:
     """What does not change in a solve.
 
     levels: all of a known grid, where the controller is not asked; parts: its steps' own solvers. alone: whether the
-    controller keeps each row's fate itself. cheap: whether values of x can be read without waiting. dtype: that in
+    controller keeps each row's fate itself. cheap: whether values of x can be read without waiting; watch:
+    whether edits of x are counted. dtype: that in
     which x is summed.
     """
 
@@ -69,6 +71,7 @@ class Rules:
     event: EventFinder | None = None
     alone: bool = False
     cheap: bool = False
+    watch: bool = False
     dtype: torch.dtype | None = None
 
 
@@ -76,7 +79,13 @@ def advance(rules: Rules, state: State, k: int) -> State:
     """The state after step k, or attempt k of an adaptive solve."""
     x, carry, now, next, control = state[:5]
     part = rules.parts[k] if rules.parts else rules.solver
+    before = x._version if rules.watch else 0
     step = part.step(rules.model, x, now, next, carry, rules.noise)
+    if rules.watch and x._version != before:
+        raise ScoreError(
+            "the state of a step was edited while its network was called: it keeps an x that it was given, and writes "
+            "into it; let it keep a copy, x.clone()"
+        )
     if type(step) is not Step or step.x.shape != x.shape or step.x.dtype != x.dtype:
         step = check_step(step, x, part)
     if rules.alone and step.x.requires_grad:

@@ -9,10 +9,11 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.loop.dense import check_dense
 from sdegen.noise import Brownian
+from sdegen.processes.process import check_process
 from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.scores.model import Model
 from sdegen.solvers.base import Solver
-from sdegen.tensors import check_state
+from sdegen.tensors import as_time, check_diffusion, check_state, readable
 
 
 def check_model(model: Any) -> None:
@@ -23,6 +24,8 @@ def check_model(model: Any) -> None:
             "derive a class of your own from sd.model.Model"
             + ("; an SDE runs as sde.as_forward(), or back as sde.reverse(score)" if isinstance(model, SDE) else "")
         )
+    if not model.process.proven:
+        check_process(model.process)
 
 
 def check_numbers(**values: Any) -> None:
@@ -39,6 +42,11 @@ def check_numbers(**values: Any) -> None:
 def check_parts(model: Any, solver: Any, observe: Any) -> None:
     """Raises InvalidTypeError unless model, solver and observer are what `solve` and `sample` take."""
     check_model(model)
+    check_solver(solver, observe)
+
+
+def check_solver(solver: Any, observe: Any) -> None:
+    """Raises InvalidTypeError unless solver and observer are what `solve` and `sample` take."""
     if not isinstance(solver, Solver):
         hint = "derive a class of your own from sd.OneStep or sd.Solver"
         if isinstance(solver, type):
@@ -62,11 +70,14 @@ def check_solve(
     event: Any = None,
 ) -> None:
     """Raises on any mistake in the arguments of `solve`."""
-    check_parts(model, solver, observe)
+    check_model(model)
+    check_solver(solver, observe)
     if on_failure not in ("raise", "return"):
         raise InvalidArgumentError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
     check_state(x)
     model.check_batch(x.shape[0])
+    if model.process.noise_type == "general":
+        _check_noise_shape(model.process, x)
     _check_direction(model, control, solver)
     check_noise(control, solver, noise, x.shape[0])
     for wanted, what in ((dense, "dense=True"), (event, "an event")):
@@ -76,6 +87,18 @@ def check_solve(
                 raise InvalidArgumentError(
                     f"{what} needs levels that are passed once, and a Restart goes back to noise"
                 )
+
+
+def _check_noise_shape(sde: SDE, x: Tensor) -> None:
+    """Raises InvalidArgumentError unless the diffusion has a row for each sample, whatever the batch.
+
+    A constant `[D]` or `[D, D]` fits a batch of D samples by chance, and would be read as one scale for each.
+    """
+    if not len(x) or not readable(x):
+        return
+    count = max(1, *x.shape[1:]) + 1
+    probe = x[:1].detach().expand(count, *x.shape[1:]).clone()
+    check_diffusion(sde.diffusion(probe, as_time((sde.t_min + sde.t_max) / 2)), probe)
 
 
 def check_noise(control: Any, solver: Any, noise: Any, count: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
 from sdegen.processes.sde import SDE
-from sdegen.tensors import as_time, described, expand_rows, where_rows
+from sdegen.tensors import as_time, described, expand_rows, unedited, where_rows
 
 Event = Callable[[Tensor, Level], Tensor]
 _HALVINGS = 60
@@ -100,7 +100,7 @@ class EventFinder:
 
     def value(self, x: Tensor, level: Level) -> Tensor:
         """The event function's value, checked. Raises InvalidTypeError unless it is `[B]`."""
-        value: object = self._event(x, level)
+        value: object = unedited("event(x, level)", self._event, x, level)
         if not isinstance(value, Tensor) or value.shape != x.shape[:1] or not value.is_floating_point():
             raise InvalidTypeError(
                 f"event(x, level) must return one floating number per sample, [{x.shape[0]}], whose sign changes; "

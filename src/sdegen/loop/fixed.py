@@ -174,9 +174,10 @@ def _rules(model: Any, x: Tensor, controller: Any, control: Any, solver: Solver,
     if levels and not parts:
         solver = solver.for_steps(len(levels) - 1)
     cheap = x.device.type == "cpu" and readable(x)
-    return Rules(
-        model.process, model, solver, noise or _silent, controller, levels, parts, cheap=cheap, dtype=widen(x[:0]).dtype
-    )
+    watch = not torch.compiler.is_compiling() and not x.is_inference()
+    width = widen(x[:0]).dtype
+    source = noise or _silent
+    return Rules(model.process, model, solver, source, controller, levels, parts, cheap=cheap, watch=watch, dtype=width)
 
 
 def _silent(x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:

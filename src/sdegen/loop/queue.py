@@ -143,7 +143,8 @@ class Queue:
         if self.observe is not None and model.answers:
             model = PreviewModel(model)
         noise = self.source.noise(index)
-        return Rules(self.process, model, self.solver, noise, self.control, event=self.event, alone=True)
+        watch = not self.batch.state.x.is_inference()
+        return Rules(self.process, model, self.solver, noise, self.control, event=self.event, alone=True, watch=watch)
 
     def _where(self) -> str:
         if self.batch is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level, check_level, check_span
 from sdegen.processes.sde import SDE
 from sdegen.tensors import as_time, combine, like, readable
+
+_LEAST = 1e-150
+"""Below it the square of a scale is no number."""
 
 
 class Process(SDE):
@@ -31,6 +35,7 @@ class Process(SDE):
     noise_type = "diagonal"
     gaussian = True
     exact_transitions = True
+    proven = False
 
     @property
     def steps(self) -> int | None:
@@ -180,7 +185,7 @@ class Process(SDE):
             InvalidTypeError: alpha or sigma does not return a tensor.
         """
         process = _FunctionProcess(alpha, sigma, t_min, t_max)
-        check_levels(process, process.level(torch.linspace(t_min, t_max, 129, dtype=torch.float64, device="cpu")))
+        check_process(process)
         return process
 
 
@@ -201,15 +206,30 @@ class _FunctionProcess(Process):
         return self.s(t)
 
 
+def check_process(process: Any) -> None:
+    """Raises InvalidArgumentError unless, over its span, alpha and sigma are positive and alpha/sigma falls."""
+    with torch.no_grad():
+        t = torch.linspace(process.t_min, process.t_max, 129, dtype=torch.float64, device="cpu")
+        level = process.level(t)
+    for name, value in (("alpha", level.alpha), ("sigma", level.sigma)):
+        if value.shape != t.shape:
+            raise InvalidArgumentError(
+                f"{name}(t) must have t's shape, {list(t.shape)}, got {list(value.shape)}; a constant is "
+                "torch.full_like(t, c)"
+            )
+    if readable(level.alpha) and readable(level.sigma):
+        check_levels(process, level)
+
+
 def check_levels(process: Process, level: Level) -> None:
     """Raises InvalidArgumentError unless alpha and sigma are positive and alpha/sigma falls with t, level `[n]`."""
     for name, values in (("alpha", level.alpha), ("sigma", level.sigma)):
-        bad = ~(values > 0) | ~values.isfinite()
+        bad = ~(values > _LEAST) | ~(values < 1 / _LEAST)
         if bool(bad.any()):
             t = float(level.t[bad][0])
             raise InvalidArgumentError(
-                f"{process} has {name}({t:g}) = {float(values[bad][0]):g}; it must be positive and finite on the "
-                "levels used: choose t_min and t_max inside (the last denoising step is taken in one go)"
+                f"{process} has {name}({t:g}) = {float(values[bad][0]):g}; it must be positive and finite (its square "
+                "too) on the levels used: choose t_min and t_max inside (the last denoising step is taken in one go)"
             )
     order = level.t.argsort()
     if bool((level.lam[order].diff() >= 0).any()):

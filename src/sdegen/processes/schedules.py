@@ -26,6 +26,8 @@ def _check_range(name: str, low: float, high: float, top: float = math.inf) -> N
 class _ByLogAlpha(Process):
     """Given by log alpha and its derivative; variance preserving, `alpha^2 + sigma^2 = 1`, unless sigma says more."""
 
+    proven = True
+
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor: ...
 
@@ -103,6 +105,8 @@ class SubVP(_LinearBeta):
 class VE(Process):
     """Variance exploding: `alpha = 1`, `sigma = sigma_min (sigma_max/sigma_min)^t` (Song et al. 2021, eq. 31)."""
 
+    proven = True
+
     sigma_min: float = 0.01
     sigma_max: float = 50.0
     t_min = 0.0
@@ -133,6 +137,8 @@ class VE(Process):
 @dataclass(frozen=True)
 class EDM(Process):
     """`alpha = 1`, `sigma = t` (Karras et al. 2022, table 1)."""
+
+    proven = True
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -204,6 +210,8 @@ class Cosine(_ByLogAlpha):
 @dataclass(frozen=True)
 class Flow(Process):
     """Rectified flow: `alpha = 1 - t`, `sigma = t` (Liu et al. 2022; Lipman et al. 2022, eq. 22 with t reversed)."""
+
+    proven = True
 
     t_min: float = 1e-3
     t_max: float = 0.999

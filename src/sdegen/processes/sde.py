@@ -22,6 +22,7 @@ from sdegen.tensors import (
     gram,
     like,
     named,
+    unedited,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class SDE(ABC):
     t_max: float = 1.0
     gaussian: ClassVar[bool] = False
     """Whether it is linear-Gaussian, `x_t = alpha data + sigma noise` with alpha and sigma at every level."""
+    proven: ClassVar[bool] = True
+    """Whether there is nothing to check before a solve; of a `Process`, its alpha and sigma over the span."""
     exact_transitions: ClassVar[bool] = False
     """Whether `transit` knows the law of a later level given x now."""
     noise_type: ClassVar[str] = "general"
@@ -134,10 +137,11 @@ class _FunctionSDE(SDE):
         check_span(self.t_min, self.t_max)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        return expect_like(self.f(x, batch_time(t, x)), x, "drift(x, t) must return a tensor")
+        f = unedited("drift(x, t)", self.f, x, batch_time(t, x))
+        return expect_like(f, x, "drift(x, t) must return a tensor")
 
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
-        g = self.g(x, batch_time(t, x))
+        g = unedited("diffusion(x, t)", self.g, x, batch_time(t, x))
         if not isinstance(g, Tensor):
             raise InvalidTypeError(
                 f"diffusion(x, t) must return a tensor, got {g!r}; a constant is torch.full_like(t, c)"

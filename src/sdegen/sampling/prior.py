@@ -155,9 +155,11 @@ def add_notes(
     """Say in an exception's notes which samples it met, and what states were made where no network told of them."""
     notes = ["sdegen: drawn with " + ("the given seeds" if isinstance(seed, Tensor) else f"seed={seed}")]
     own = isinstance(error, SdegenError) and not isinstance(error, ScoreError)
-    if net is None and not own:
+    theirs = place(net, None, None) if net is not None else None
+    if not own and theirs != (dtype, device):
+        why = "as no torch.nn.Module was found behind the network" if theirs is None else f"the network {theirs}"
         notes.append(
-            f"sdegen: the states are {dtype} on {device}, as no torch.nn.Module was found behind the network: give "
-            "dtype= and device= to the call, or module= to the ScoreModel"
+            f"sdegen: the states are {dtype} on {device}, {why}: give dtype= and device= to the call, or module= to "
+            "the ScoreModel"
         )
     error.__notes__ = [*vars(error).get("__notes__", []), *notes]

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords, unknown_keywords
 from sdegen.grids import Grid, check_steps
-from sdegen.loop.arguments import check_model, check_numbers, check_parts
+from sdegen.loop.arguments import check_model, check_numbers, check_parts, check_solver
 from sdegen.loop.control import Fixed
 from sdegen.loop.fixed import solve
 from sdegen.loop.progress import watched
@@ -81,7 +81,7 @@ def draw(
         adaptive = tol is not None and (solver is None or solver.own_steps is None)
         if solver is None:
             solver = adaptive_default(model) if adaptive else own(model)
-        check_parts(model, solver, observe)
+        check_solver(solver, observe)
         if adaptive:
             off = {"nfe": nfe, "steps": steps, "grid": grid, "observe": observe, "path": path}
             control: Any = controlled(tol, start, end, batch_size is not None, **off)

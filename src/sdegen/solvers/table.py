@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, ScoreError
 from sdegen.level import Level, points
 from sdegen.noise import NoiseSource
 from sdegen.scores.model import Want
@@ -23,7 +23,7 @@ from sdegen.solvers.base import Reverse, Solver, Step, draw, given
 from sdegen.solvers.eta import EachStep, StepEta
 from sdegen.solvers.frame import Frame
 from sdegen.solvers.quadrature import FAR
-from sdegen.tensors import combine, widen
+from sdegen.tensors import combine, version, widen
 
 Answer = Callable[[Any, Tensor, Level], Tensor]
 """`(model, x, level) -> value`: what a leg asks, where that is not a prediction."""
@@ -72,12 +72,17 @@ def run(
 ) -> Ran:
     """x carried along the legs of one step; `grouped`: a frame that combines direction by direction."""
     values, start, kick, here, out = past.values, x, None, x, x
+    before = None if past.start is None else version(past.start)
     for k, (level, want, on_x, on, again, left, spread, fresh) in enumerate(legs):
         if want is not None:
             # a prediction is a name or a pair; anything else knows how to ask
             asked = want(model, here, level) if callable(want) else widen(model(here, level, want))
             values = (asked, *values)
         if again and past.start is not None:
+            if version(past.start) != before:
+                raise ScoreError(
+                    "the network edited the x of an earlier call, which a corrector goes back to: let it keep a copy"
+                )
             own, *rest = again
             terms = zip(rest, (past.start, *values))
             moved = () if past.kick is None else ((1.0 - own, past.kick),)
