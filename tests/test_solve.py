@@ -11,6 +11,7 @@ import torch
 from cases import crossed, mostly_slow
 from problems import F64, mixture
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdegen as sd
 from sdegen.errors import ScoreShapeError, ScoreTypeError
@@ -326,13 +327,33 @@ def test_a_solver_of_one_s_own():
 
 @solvers
 @pytest.mark.parametrize("kind", ["network", "mixture"])
-def test_the_state_may_live_on_another_device_than_the_levels(solver, kind):
-    """Levels stay on the host; meta stands in for an accelerator: of the CPU it takes scalars only."""
+def test_the_state_may_live_on_another_device_than_the_levels(solver, kind, monkeypatch):
+    """Levels stay on the host; meta stands in for an accelerator, with float64 or without; it takes CPU scalars only."""
     net = sd.ScoreModel(VP, lambda x, t: x * t[:, None], "noise")
     x, seeds = torch.empty(5, 2, device="meta"), torch.zeros(5, dtype=torch.int64, device="meta")
     model = net if kind == "network" else mixture(VP)
+    with Float64Seen() as seen:
+        solution = run(solver, model, x, noise=sd.White(seeds))
+    assert {part.device.type for part in (solution.x, solution.nfe, solution.status)} == {"meta"}
+    assert solution.level.t.device.type == "cpu"  # where float64 numbers of such a device lie
+    assert not seen.where or kind == "mixture"  # an exact score is float64 inside
+    monkeypatch.setattr("sdegen.tensors.WITHOUT_FLOAT64", [])
     solution = run(solver, model, x, noise=sd.White(seeds))
     assert {part.device.type for part in (solution.x, solution.level.t, solution.nfe, solution.status)} == {"meta"}
+
+
+class Float64Seen(TorchDispatchMode):
+    """Counts the float64 tensors that are made on the meta device."""
+
+    def __init__(self):
+        super().__init__()
+        self.where = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.is_meta and out.dtype == torch.float64:
+            self.where.append(str(function))
+        return out
 
 
 def test_noise_sources_and_steps_are_checked():

@@ -175,5 +175,5 @@ def solution(rules: Rules, state: State, done: bool, path: Any, dense: Any = Non
     status = torch.where(fate.stopped, int(Status.EVENT), status).to(torch.int8)
     # of what a failed row tried, its last step was neither accepted nor rejected
     rejected = fate.tried - fate.accepted - (~fate.alive & ~fate.stopped).to(torch.int32)
-    level = rules.process.level(at_home(fate.t))
+    level = rules.process.level(fate.t if fate.t.dtype == torch.float64 else at_home(fate.t))
     return Solution(state.x, level, fate.nfe, fate.accepted, rejected, status, path, dense=dense)

@@ -150,6 +150,8 @@ def normals(
         raise InvalidTypeError(f"dtype of the noise must be floating, got {dtype}; ask for torch.float32, for instance")
     tag = _integer("tag", tag, 1 << 32)
     wanted = torch.device(device) if device is not None else seeds.device
+    if wanted.type == "meta":  # which has no values to draw
+        return torch.empty(len(seeds), *shape, dtype=dtype, device=wanted)
     device = home(wanted)
     seeds = seeds.to(device, non_blocking=True)
     size = math.prod(shape)

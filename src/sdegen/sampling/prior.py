@@ -13,7 +13,7 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreError, Sd
 from sdegen.level import Level
 from sdegen.scores.mixtures import Gaussian
 from sdegen.scores.model import place
-from sdegen.tensors import check_state, finite_rows, readable, tensor
+from sdegen.tensors import check_state, finite_rows, home, readable, tensor
 
 Seed: TypeAlias = int | Tensor | torch.Generator | None
 """A number, int64 seeds `[n]`, a generator that a number is drawn from, or None for one of the operating system's."""
@@ -66,18 +66,19 @@ def own_seeds(seed: Seed, n: int, device: torch.device) -> tuple[int | Tensor, T
 
     None stands for a number of the operating system's, a generator for its next one.
     """
+    there = device if device.type == "cpu" else home(device)
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.shape != (n,):
             raise InvalidArgumentError(
                 f"seed must be one number or int64 seeds of shape [{n}], got {seed.dtype} of shape {list(seed.shape)}"
             )
-        return seed, seed.to(device)
+        return seed, seed.to(there)
     if seed is None:
         seed = int.from_bytes(os.urandom(8), "little") >> 1
     elif isinstance(seed, torch.Generator):
         seed = int(torch.empty((), dtype=torch.int64, device=seed.device).random_(0, 2**63 - 1, generator=seed))
     try:
-        return seed, noises.seeds(seed, n, device=device)
+        return seed, noises.seeds(seed, n, device=there)
     except InvalidTypeError as error:
         raise InvalidTypeError(f"{error}, or int64 seeds of shape [{n}], a torch.Generator or None") from None
 

@@ -28,7 +28,7 @@ from sdegen.scores.model import Model, warn_if_training
 from sdegen.solvers.base import Reverse, Solver
 from sdegen.solvers.methods import euler_maruyama
 from sdegen.solvers.stochastic import ExactTransition
-from sdegen.tensors import as_time, check_state, home
+from sdegen.tensors import as_time, check_state
 
 P = ParamSpec("P")
 _LOG = logging.getLogger("sdegen")
@@ -100,7 +100,7 @@ def draw(
             control = control.bind(solver, model.process, dtype)
             noise = noise or path_noise(model.process, solver)
         needed = solver.stochastic or control.draws
-        chosen, seeds = own_seeds(seed, n, home(device))
+        chosen, seeds = own_seeds(seed, n, device)
         _LOG.info("sample: seed=%s", chosen)
         batches = Batches(
             model,

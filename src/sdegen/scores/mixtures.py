@@ -296,7 +296,7 @@ class GaussianMixture:
 
     def _enter(self: Mixture, x: Tensor) -> tuple[Mixture, Tensor]:
         """The mixture on x's device, and x `[B, *S]` as `[B, D]` in float64."""
-        there = home(x.device)
+        there = x.device if x.is_meta else home(x.device)
         return self.to(there), inputs.state(x.to(there), self._shape)
 
     def _choose(self, seeds: Tensor) -> Tensor:
