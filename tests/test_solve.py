@@ -328,7 +328,7 @@ def test_a_solver_of_one_s_own():
 @solvers
 @pytest.mark.parametrize("kind", ["network", "mixture"])
 def test_the_state_may_live_on_another_device_than_the_levels(solver, kind, monkeypatch):
-    """Levels stay on the host; meta stands in for an accelerator, with float64 or without; it takes CPU scalars only."""
+    """Levels stay on the host; meta stands in for an accelerator, with float64 or without; it takes CPU scalars."""
     net = sd.ScoreModel(VP, lambda x, t: x * t[:, None], "noise")
     x, seeds = torch.empty(5, 2, device="meta"), torch.zeros(5, dtype=torch.int64, device="meta")
     model = net if kind == "network" else mixture(VP)

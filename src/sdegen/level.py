@@ -23,6 +23,22 @@ class Level(NamedTuple):
         return torch.log(self.alpha / self.sigma)
 
 
+END = 1e-9
+"""What stands for a scale that is zero beside the other: a process may begin without signal and end without noise."""
+ENDLESS, _PLACE = 18.0, 8.0
+
+
+def placed(lam: Tensor) -> Tensor:
+    """lam as a place among others: where there is no signal, or no noise, no farther than where neither changes."""
+    return torch.where(lam.abs() > ENDLESS, torch.sign(lam) * _PLACE, lam)
+
+
+def is_end(level: Level) -> tuple[bool, bool]:
+    """Whether one level `[]`, readable on the host, is without signal, and whether it is without noise."""
+    alpha, sigma = float(level.alpha), float(level.sigma)
+    return alpha <= 2 * END * sigma, sigma <= 2 * END * alpha
+
+
 def points(levels: Level) -> list[Level]:
     """The single levels of one with fields `[n]`."""
     t, alpha, sigma = levels

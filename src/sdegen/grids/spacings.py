@@ -15,10 +15,12 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, check_positive
 from sdegen.grids.times import Grid, check_steps, check_times, with_levels
+from sdegen.level import ENDLESS
 from sdegen.processes.process import check_levels
 from sdegen.processes.sde import SDE
 
 Time = float | None
+_FAR = math.log(1000)
 Place = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -139,7 +141,9 @@ def _in_lam(process: SDE, n: int, start: Time, end: Time, place: Place) -> Tenso
     def at(part: Tensor, *ends: Tensor) -> Tensor:
         levels = linear.level(torch.stack(ends))
         check_levels(linear, levels)
-        return linear.at(place(part, *levels.lam)).t
+        lams = levels.lam
+        # an end without signal or noise is infinitely far: one step leads from it, or to it
+        return linear.at(place(part, *torch.where(lams.abs() > ENDLESS, torch.sign(lams) * _FAR, lams))).t
 
     return _in_time(process, n, start, end, at)
 

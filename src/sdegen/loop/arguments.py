@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.level import Level, is_end
 from sdegen.loop.dense import check_dense
 from sdegen.noise import Brownian
 from sdegen.processes.process import check_process
@@ -87,6 +88,30 @@ def check_solve(
                 raise InvalidArgumentError(
                     f"{what} needs levels that are passed once, and a Restart goes back to noise"
                 )
+
+
+def check_ends(model: Any, solver: Solver, first: Level, last: Level) -> None:
+    """Raises InvalidArgumentError where a solve begins or stops at a level that solver or network cannot be asked."""
+    for level, here in ((first, True), (last, False)):
+        no_signal, no_noise = is_end(level)
+        if not (no_signal or no_noise):
+            continue
+        data, noise = model.says(level) if model.answers else (True, True)
+        if no_signal and not data and (here or not solver.data_end):
+            raise InvalidArgumentError(
+                f"alpha is 0 at t={float(level.t):g}, where noise or a score says nothing of the data: predict 'data', "
+                f"'v' or 'velocity', or choose t_max below {float(level.t):g}"
+            )
+        if no_signal and here and not solver.noise_end:
+            raise InvalidArgumentError(
+                f"alpha is 0 at t={float(level.t):g}, and {solver} works on the noise, or with a drift, which are no "
+                "start there: use a method on the data (default(), dpmpp(), unipc(), ddim()), or a first time below"
+            )
+        if no_noise and not noise and (here or not solver.data_end):
+            raise InvalidArgumentError(
+                f"sigma is 0 at t={float(level.t):g}, where predicted data say nothing of the noise, and {solver} asks "
+                "for it there: predict 'v', 'velocity' or 'noise', or end above (the last denoising goes on to 0)"
+            )
 
 
 def _check_noise_shape(sde: SDE, x: Tensor) -> None:

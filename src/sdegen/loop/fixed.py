@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.level import Level
 from sdegen.loop.advance import Rules, State, advance, solution
-from sdegen.loop.arguments import check_solve
+from sdegen.loop.arguments import check_ends, check_solve
 from sdegen.loop.control import Controller, as_controller
 from sdegen.loop.dense import Dense, Event, EventFinder, Piece
 from sdegen.loop.progress import progress_bar
@@ -84,6 +84,7 @@ def solve(
                 lambda index: None if noise is None else noise.rows(index.to(x.device)),  # type: ignore[attr-defined]
             )
             bound = controller.bind(solver, model.process, x.dtype)
+            check_ends(model, solver, bound.first, bound.last)
             whole = adapted(source, len(x), model.process, bound, solver, dense, event, observe, progress)
         else:
             whole = run_to(model, x, controller, solver, noise, observe, progress, dense, event, checkpoint)[0]
@@ -173,6 +174,8 @@ def _rules(model: Any, x: Tensor, controller: Any, control: Any, solver: Solver,
     parts = () if between else controller.parts(solver, model, control)
     if levels and not parts:
         solver = solver.for_steps(len(levels) - 1)
+    if levels and any(model.process.open_ends) and readable(levels[0].t):
+        check_ends(model, solver, levels[0], levels[-1])
     cheap = x.device.type == "cpu" and readable(x)
     watch = not torch.compiler.is_compiling() and not x.is_inference()
     width = widen(x[:0]).dtype

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.level import Level
+from sdegen.level import Level, placed
 from sdegen.loop.control import Controller
 from sdegen.loop.solution import Status
 from sdegen.solvers.base import Step
@@ -77,7 +77,7 @@ class Adaptive(Controller):
         if self.settings.first_step is not None:
             step = torch.full_like(step, self.settings.first_step)
         elif process.gaussian:
-            step = self._jump(process, now, self.settings.max_jump / 2)
+            step = torch.minimum(self._jump(process, now, self.settings.max_jump / 2), step)
         none = torch.zeros(count, dtype=torch.int32, device=device)
         one = torch.ones_like(step)
         status = torch.full_like(none, RUNNING, dtype=torch.int8)
@@ -194,10 +194,11 @@ class Adaptive(Controller):
 
     def _jump(self, process: Any, now: Level, jump: float) -> Tensor:
         """How far the clock goes over a log-SNR of `jump`."""
-        lam, end = now.lam, self.last.lam.to(now.t.device)
+        lam, end = placed(now.lam), placed(self.last.lam).to(now.t.device)
         far = torch.where(end > lam, torch.minimum(lam + jump, end), torch.maximum(lam - jump, end))
         there = process.time(far) if self.frame.timed else self.frame.tau(far)
-        return (there - self._clock(now)).abs()
+        # an end without signal or noise lies beyond the place that stands for it
+        return torch.where(far == end, torch.inf, (there - self._clock(now)).abs())
 
     def _clock(self, level: Level) -> Tensor:
         return self.frame.clock(level)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.level import Level, check_level, check_span
+from sdegen.level import END, Level, check_level, check_span, is_end, placed
 from sdegen.processes.sde import SDE
 from sdegen.tensors import as_time, combine, like, readable
 
@@ -29,6 +29,7 @@ class Process(SDE):
     """A linear-Gaussian SDE, given by `alpha(t)` and `sigma(t)`; a new process writes these two functions alone.
 
     Both take and return float64 tensors `[]` or `[B]`; alpha, sigma > 0 and `alpha/sigma` falls from t_min to t_max.
+    alpha may be zero at t_max, and sigma at t_min: such an end is a level like others, and solvers go from it or to it.
     """
 
     t_min: float = 1e-3
@@ -36,6 +37,13 @@ class Process(SDE):
     gaussian = True
     exact_transitions = True
     proven = False
+
+    @property
+    def open_ends(self) -> tuple[bool, bool]:
+        """Whether alpha is zero at t_max, and whether sigma is zero at t_min."""
+        if self.proven:
+            return False, False
+        return is_end(self.level(self.t_max))[0], is_end(self.level(self.t_min))[1]
 
     @property
     def steps(self) -> int | None:
@@ -59,6 +67,8 @@ class Process(SDE):
                 raise InvalidTypeError(
                     f"{name}(t) must return a tensor like t, got {value!r}; use torch's functions of t"
                 )
+        # zero has no logarithm; the law moves by less than the rounding of a float32 state
+        alpha, sigma = torch.where(alpha == 0, END * sigma, alpha), torch.where(sigma == 0, END * alpha, sigma)
         return Level(t, alpha, sigma)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +101,7 @@ class Process(SDE):
     def share(self, level: Level, span: tuple[float, float]) -> Tensor:
         """Where a level lies between two times, 0 at the first and 1 at the last, in log-SNR."""
         low, high = self._noisiness(span)
-        share: Tensor = (-level.lam - low) / (high - low)
+        share: Tensor = (-placed(level.lam) - low) / (high - low)
         return share
 
     def at_share(self, share: Tensor, span: tuple[float, float]) -> Level:
@@ -101,8 +111,7 @@ class Process(SDE):
 
     def _noisiness(self, span: tuple[float, float]) -> Tensor:
         """`-lam` at two times, `[2]`."""
-        lams: Tensor = -self.level(torch.tensor(span, dtype=torch.float64, device="cpu")).lam
-        return lams
+        return -placed(self.level(torch.tensor(span, dtype=torch.float64, device="cpu")).lam)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """`(alpha'/alpha) x`."""

@@ -214,10 +214,16 @@ class Flow(Process):
     proven = True
 
     t_min: float = 1e-3
-    t_max: float = 0.999
+    t_max: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_range("the span of t", self.t_min, self.t_max, 1.0)
+        if not 0.0 <= self.t_min < self.t_max <= 1.0:
+            raise InvalidArgumentError(f"the span of t needs 0 <= t_min < t_max <= 1, got {self.t_min}, {self.t_max}")
+
+    @property
+    def open_ends(self) -> tuple[bool, bool]:
+        """t = 1 and t = 0."""
+        return self.t_max == 1.0, self.t_min == 0.0
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t

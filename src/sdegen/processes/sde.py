@@ -96,6 +96,11 @@ class SDE(ABC):
         total: Tensor = torch.func.vmap(along)(basis).sum(0)
         return total
 
+    @property
+    def open_ends(self) -> tuple[bool, bool]:
+        """Whether there is no signal at t_max, and no noise at t_min; unknown, and False, without alpha and sigma."""
+        return False, False
+
     def reverse(self, score: Model | Field, eta: float = 1.0) -> ReverseSDE:
         """The reverse family: `eta=1` is the reverse SDE, `eta=0` the probability flow (see `ReverseSDE`)."""
         return ReverseSDE(self, score, eta)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,8 @@ from sdegen.solvers.methods import adams, adaptive_heun, default, euler_maruyama
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.tableaus import HEUN
 from sdegen.tensors import as_tensor, has_dtype, named
+
+_FAR = math.log(1000)
 
 
 def inside(start: Any, process: Any) -> float:
@@ -132,6 +135,17 @@ def on_grid(
     if not takes and not (start is end is None):
         made = _cut(made, solver, start, end, named(grid) if callable(grid) else "the grid")
     return made if isinstance(made, Fixed) else Fixed(made)
+
+
+def closed(model: Any, solver: Solver, start: float | None, end: float | None) -> tuple[float | None, float | None]:
+    """Where to start and stop on a span whose ends lack signal or noise: inside, where the solver takes no such end."""
+    process = model.process
+    no_signal, no_noise = process.open_ends
+    if no_signal and start is None and not solver.noise_end:
+        start = float(process.at(-_FAR).t)
+    if no_noise and end is None and not solver.data_end and not model.says(process.level(process.t_min))[1]:
+        end = float(process.at(_FAR).t)
+    return start, end
 
 
 def _called(grid: Callable[..., Any], process: Any, n: int, bounds: dict[str, float]) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords, unknown_keywords
 from sdegen.grids import Grid, check_steps
-from sdegen.loop.arguments import check_model, check_numbers, check_parts, check_solver
+from sdegen.loop.arguments import check_ends, check_model, check_numbers, check_parts, check_solver
 from sdegen.loop.control import Fixed
 from sdegen.loop.fixed import solve
 from sdegen.loop.progress import watched
@@ -22,7 +22,16 @@ from sdegen.loop.solution import Observer, Solution, ended
 from sdegen.loop.tolerance import PI
 from sdegen.processes.sde import SDE
 from sdegen.sampling.batches import Batches, check_shape, path_noise
-from sdegen.sampling.options import adaptive_default, check_own_error, controlled, inside, on_grid, own, steps_of
+from sdegen.sampling.options import (
+    adaptive_default,
+    check_own_error,
+    closed,
+    controlled,
+    inside,
+    on_grid,
+    own,
+    steps_of,
+)
 from sdegen.sampling.prior import Law, Seed, add_notes, as_law, own_seeds, placed
 from sdegen.scores.model import Model, warn_if_training
 from sdegen.solvers.base import Reverse, Solver
@@ -82,6 +91,8 @@ def draw(
         if solver is None:
             solver = adaptive_default(model) if adaptive else own(model)
         check_solver(solver, observe)
+        if any(model.process.open_ends):
+            start, end = closed(model, solver, start, end)
         if adaptive:
             off = {"nfe": nfe, "steps": steps, "grid": grid, "observe": observe, "path": path}
             control: Any = controlled(tol, start, end, batch_size is not None, **off)
@@ -98,6 +109,7 @@ def draw(
         warn_if_training(net)
         if adaptive:
             control = control.bind(solver, model.process, dtype)
+            check_ends(model, solver, control.first, control.last)
             noise = noise or path_noise(model.process, solver)
         needed = solver.stochastic or control.draws
         chosen, seeds = own_seeds(seed, n, device)
@@ -262,10 +274,14 @@ def encode(
         as_law(prior, tuple(x.shape[1:]), model.process)
     if solver.stochastic:
         raise InvalidArgumentError(f"{solver} draws noise, and only a deterministic solver encodes; use sd.ddim()")
+    top, bottom = model.process.t_max, model.process.t_min
+    start, end = closed(model, solver, None, None) if any(model.process.open_ends) else (None, None)
     if tol is not None:
-        upwards = controlled(tol, model.process.t_min, model.process.t_max, steps=steps, grid=grid)
+        upwards = controlled(
+            tol, bottom if end is None else end, top if start is None else start, steps=steps, grid=grid
+        )
         return solve(model, x, upwards, solver, progress=progress).x
-    control = on_grid(model, solver, grid, steps)
+    control = on_grid(model, solver, grid, steps, start, end)
     return solve(model, x, Fixed(control.times.sort().values), solver, progress=progress).x
 
 

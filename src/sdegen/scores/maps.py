@@ -57,6 +57,11 @@ class ModelMap(Model):
         part.index = index if self.index is None else self.index[index.to(self.index.device)]
         return part
 
+    def says(self, level: Level) -> tuple[bool, bool]:
+        """What all of them do."""
+        told = [model.says(level) for model in self.models]
+        return all(data for data, _ in told), all(noise for _, noise in told)
+
     def check_batch(self, n: int) -> None:
         """Every model's own check."""
         for model in self.models:

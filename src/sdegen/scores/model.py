@@ -143,6 +143,10 @@ class Model(ABC):
         """The same model for the samples `index` `[b]` of its per-sample conditions."""
         return self
 
+    def says(self, level: Level) -> tuple[bool, bool]:
+        """Whether its answers tell the data, and the noise, at one level `[]` that may lack the one or the other."""
+        return True, True
+
     def check_batch(self, n: int) -> None:  # noqa: B027 - without conditions there is nothing to check
         """Raises InvalidArgumentError unless every per-sample condition is for n samples, or one for all."""
 
@@ -247,6 +251,13 @@ class ScoreModel(Model):
             norm = torch.sqrt(s * s + self.sigma_data**2)
             return s / (self.sigma_data * norm), -self.sigma_data / norm
         return plane(self.process, level, self.predicts)
+
+    def says(self, level: Level) -> tuple[bool, bool]:
+        """Whether the network's own output has the data, and the noise, in it; one that has x's part alone has not."""
+        if not self.linear:
+            return True, True
+        p, q = self.pair(level)
+        return abs(float(p)) > 1e-6, abs(float(q)) > 1e-6
 
     def raw(self, x: Tensor, level: Level) -> Tensor:
         """The network's own output at x `[B, *S]` (for 'energy' the score), checked."""

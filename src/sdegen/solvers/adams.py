@@ -119,6 +119,16 @@ class Adams(Solver):
         return self.frame.tol_share
 
     @property
+    def noise_end(self) -> bool:
+        """The frame's; with noise where its linear part holds that."""
+        return self.frame.noise_end and (self.frame.lawful or not self.stochastic)
+
+    @property
+    def data_end(self) -> bool:
+        """The frame's: the second evaluation lies at the end of the step."""
+        return self.frame.data_end
+
+    @property
     def convergence(self) -> int:
         """`order + 1`; of the law, at most 2, for eta > 0."""
         return min(self.order + 1, self.frame.weak_order) if self.stochastic else self.order + 1

@@ -152,6 +152,16 @@ class Solver(ABC):
         """Whether `inside` knows x inside of a step."""
         return False
 
+    @property
+    def noise_end(self) -> bool:
+        """Whether it may start where there is no signal, alpha = 0."""
+        return True
+
+    @property
+    def data_end(self) -> bool:
+        """Whether it may stop where there is no noise, sigma = 0, on a network that predicts the data alone."""
+        return True
+
     @abstractmethod
     def init(self, model: Reverse, x: Tensor, now: Level) -> Carry:
         """The carry before the first step, of one structure from the first step to the last."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.grids import Grid
-from sdegen.level import Level
+from sdegen.level import Level, placed
 from sdegen.noise import NoiseSource
 from sdegen.processes.process import Process
 from sdegen.processes.sde import check_eta
@@ -82,6 +82,16 @@ class PC(OneStep):
         return self.predictor.couples or self.corrector.couples
 
     @property
+    def noise_end(self) -> bool:
+        """The predictor's."""
+        return self.predictor.noise_end
+
+    @property
+    def data_end(self) -> bool:
+        """No: the corrector asks for the score at the end of the step."""
+        return False
+
+    @property
     def grid(self) -> Grid:
         """The predictor's grid."""
         return self.predictor.grid
@@ -143,6 +153,16 @@ class Wrapper(Solver):
     def grid(self) -> Grid:
         """The solver's."""
         return self.solver.grid
+
+    @property
+    def noise_end(self) -> bool:
+        """The solver's."""
+        return self.solver.noise_end
+
+    @property
+    def data_end(self) -> bool:
+        """The solver's."""
+        return self.solver.data_end
 
     @property
     def convergence(self) -> int | None:
@@ -216,7 +236,7 @@ class Churn(Wrapper):
 
     def rise(self, process: Process, now: Level, next: Level) -> tuple[Level, Tensor]:
         """The level that x is taken up to, and the spread, in x, of the noise that takes it there."""
-        top, bottom = (process.level(t).lam for t in (process.t_max, process.t_min))
+        top, bottom = (placed(process.level(t).lam) for t in (process.t_max, process.t_min))
         u_now, u_next, u_max, u_min = (torch.exp(-lam / self.rho) for lam in (now.lam, next.lam, top, bottom))
         gamma = (self.amount * (u_now - u_next) / (u_max - u_min)).clamp(max=math.sqrt(2) - 1)
         s = now.sigma / now.alpha

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.level import Level
+from sdegen.level import Level, placed
 from sdegen.processes.process import Process
 from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.scores.model import Model
@@ -39,6 +39,12 @@ class Frame:
     """Whether clock and weights have one entry per group of directions, `[G]`; for multistep methods at levels `[]`."""
     lawful: ClassVar[bool] = False
     """Whether `exact` holds for the law of every eta too: the linear part is the whole reverse SDE of such data."""
+    endless: ClassVar[bool] = False
+    """Whether the clock is infinite where there is no signal, or no noise."""
+    noise_end: ClassVar[bool] = True
+    """Whether a step may begin where there is no signal: x / scale is finite, and N says something of the data."""
+    data_end: ClassVar[bool] = False
+    """Whether N is known where there is no noise from the data alone."""
     timed: ClassVar[bool] = False
     """Whether the clock is t, so that N is the drift of any SDE."""
     follows_eta: ClassVar[bool] = False
@@ -90,7 +96,9 @@ class Frame:
 
     def coordinate(self, level: Level) -> Tensor:
         """Where a node at `level` sits for interpolation: its clock, or `variable(lam)`."""
-        return self.clock(level) if self.variable is None else self.variable(level.lam)
+        if self.variable is not None:
+            return self.variable(placed(level.lam))
+        return self.tau(placed(level.lam)) if self.endless else self.clock(level)
 
     def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
         """`N` as a pair (p, q) of the (data, noise) plane."""

@@ -58,6 +58,8 @@ def _half_variance(now: Level, next: Level) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class _Lam(Frame):
+    endless = True
+
     def clock(self, level: Level) -> Tensor:
         return level.lam
 
@@ -74,7 +76,7 @@ class _Lam(Frame):
 @dataclass(frozen=True, repr=False)
 class _Data(_Lam):
     exact = ("point",)
-    lawful = scaled = follows_eta = True
+    lawful = scaled = follows_eta = data_end = True
 
     def rate(self, eta: Eta) -> Eta:
         return -(1 + eta * eta)
@@ -94,6 +96,7 @@ class _Data(_Lam):
 class _Noise(_Lam):
     exact = ("point",)
     scaled = True
+    noise_end = False
 
     def rate(self, eta: Eta) -> Eta:
         return 1.0
@@ -113,6 +116,7 @@ class _Noise(_Lam):
 class _Sigma(Frame):
     exact = ("point",)
     scaled = True
+    noise_end = False
 
     def scale(self, level: Level) -> Tensor:
         return level.alpha
@@ -185,7 +189,7 @@ class _Angle(_OfWidth):
 
 @dataclass(frozen=True, repr=False)
 class _Wiener(_OfWidth):
-    lawful = scaled = True
+    lawful = scaled = endless = True
 
     def rate(self, eta: Eta) -> Eta:
         return -(1 + eta * eta)

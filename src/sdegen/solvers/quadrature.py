@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdegen.level import Level
+from sdegen.level import ENDLESS, Level, placed
 from sdegen.solvers.eta import Eta, EtaFunction, LevelEta, eta_of_step, is_zero
 from sdegen.solvers.frame import Frame
 
@@ -186,6 +186,8 @@ def _integrals(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at
     h = frame.clock(next) - start
     if frame.variable is None and inner is None:
         integrals = torch.stack(_newton(_moments(a, h, at.shape[-1]), at - start[..., None]), -1)
+        if frame.endless and at.shape[-1] > 1:
+            integrals = torch.where((next.lam > ENDLESS)[..., None], _to_the_end(a, frame, start, next, at), integrals)
         middle = start + h / 2
     else:
         integrals = _by_gauss(a, frame, now, next, at, inner)
@@ -197,6 +199,16 @@ def _integrals(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at
             first = torch.where(at[..., 2].abs() >= FAR / 2, first, integrals[..., 1])
         integrals = torch.cat([integrals[..., :1], first[..., None], integrals[..., 2:]], -1)
     return integrals
+
+
+def _to_the_end(a: Eta, frame: Frame, start: Tensor, next: Level, at: Tensor) -> Tensor:
+    """The I_k `[..., m]` of a step to where there is no noise, the polynomial constant from that end's place on."""
+    place, end = frame.tau(placed(next.lam)), frame.clock(next)
+    inside = torch.stack(_newton(_moments(a, place - start, at.shape[-1]), at - start[..., None]), -1)
+    gaps = (place[..., None] - at[..., :-1]).cumprod(-1)
+    values = torch.cat([torch.ones_like(gaps[..., :1]), gaps], -1)
+    left = torch.exp(a * (end - place))[..., None]
+    return left * inside + values * _moments(a, end - place, 1)[0][..., None]
 
 
 def _coordinate(frame: Frame, lam: Tensor) -> Tensor:

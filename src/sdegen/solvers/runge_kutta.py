@@ -44,6 +44,11 @@ class RungeKutta(Table):
         refuse_grouped(self, self.frame)
 
     @property
+    def data_end(self) -> bool:
+        """The frame's: a stage lies at the end of the step."""
+        return self.frame.data_end
+
+    @property
     def evals(self) -> int:
         """One network evaluation per stage, but for a slope that is carried."""
         return len(self.tableau.b) - self.tableau.fsal

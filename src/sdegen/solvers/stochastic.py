@@ -35,6 +35,11 @@ class _InTime(OneStep):
         """Whether eta is not zero."""
         return self.eta > 0
 
+    @property
+    def noise_end(self) -> bool:
+        """Without noise: g is infinite where there is no signal."""
+        return not self.stochastic
+
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
         """An empty carry."""
         check_reverse(self, model, self.eta)
@@ -229,6 +234,7 @@ class ReverseDiffusion(OneStep):
 
     grid: Grid = field(default=natural, repr=False)
     stochastic = True
+    noise_end = False
     convergence = 1
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:

@@ -129,6 +129,11 @@ class Table(Solver):
         return self.frame
 
     @property
+    def noise_end(self) -> bool:
+        """The frame's; with noise where its linear part holds that."""
+        return self.frame.noise_end and (self.frame.lawful or not self.stochastic)
+
+    @property
     def remembers_start(self) -> bool:
         """Whether a step's start and noise are carried, for a corrector."""
         return False
