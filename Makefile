@@ -4,6 +4,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 # pytest-xdist workers share the cores: one computing thread each keeps them from fighting over them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Neighbouring tests share fixtures and references, so each worker takes half of the suite and then helps the other.
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal -q
+# A process that keeps nothing compiled takes seconds to import torch, and tests start many: keep it, out of the tree.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow test-deep mutants check bench bench-compare bench-save clean
@@ -23,14 +28,14 @@ demo: $(STAMP) ## sample handwritten digits with every method; pictures and a ta
 	$(BIN)/sdegen demo --out demo-output --seed 0
 
 test: $(STAMP) ## run the tests (those marked slow excepted)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -q
+	$(PYTEST)
 
 slow: $(STAMP) ## run the statistical and soak tests
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -q -m slow
+	$(PYTEST) -m slow
 
 test-deep: $(STAMP) ## run all tests, with ten times the generated cases, and those that assertions off must not change
-	$(ONE_THREAD) SDEGEN_TESTS=deep $(BIN)/python -m pytest -n 2 -q -m "slow or not slow"
-	$(ONE_THREAD) $(BIN)/python -O -m pytest -n 2 -q
+	SDEGEN_TESTS=deep $(PYTEST) -m "slow or not slow"
+	$(ONE_THREAD) $(BIN)/python -O -m pytest -n 2 --dist worksteal -q
 
 mutants: $(STAMP) ## plant faults and print which property catches each
 	cd tests && $(ONE_THREAD) ../$(BIN)/python -m mutation.catalogue

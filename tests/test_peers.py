@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cases import mostly_slow
 
 import sdegen as sd
 from sdegen import bench
@@ -147,12 +148,22 @@ def test_adaptive_solvers_end_where_the_flow_does(library, name, process):
         assert made.nfe > 5
 
 
-@pytest.mark.parametrize("denoises", [False, True])
-def test_every_sampler_runs_and_keeps_to_its_budget(denoises):
+def samplers(which):
+    """`usual` or `all`, with every grid; or `each`: all, with the first grid."""
+    found = names.peers("all" if which == "each" else which)
+    return [*{(c.library, c.name): c for c in reversed(found)}.values()] if which == "each" else found
+
+
+# the times that a grid has are not a sampler's code
+@pytest.mark.parametrize(
+    ("which", "denoises"),
+    mostly_slow([("each", False), ("usual", True), ("all", False), ("all", True)], lambda case: case[0] != "all"),
+)
+def test_every_sampler_runs_and_keeps_to_its_budget(which, denoises):
     data = torch.randn(64, 2, dtype=F64, generator=torch.Generator().manual_seed(0)) if denoises else None
     problem = two(data=data)
     before = torch.get_rng_state()
-    found = names.peers("usual" if denoises else "all")
+    found = samplers(which)
     assert {c.library for c in found} == set(names._adapters().LIBRARIES)
     for c in found:
         made = c.draw(problem, 2, 1e-2 if c.adaptive else 13, 0, None)
@@ -174,7 +185,7 @@ def test_a_network_in_float32_gets_float32_whatever_a_library_makes_of_the_state
             return 0.1 * self.line(x)
 
     problem = bench.Problem("net", sd.ScoreModel(sd.VP(), Net().eval(), "noise"), (2,), data=torch.randn(40, 2))
-    for c in names.peers("all"):
+    for c in samplers("each"):
         if c.library != "diffusers" or "DPM" not in c.name:  # a dozen of one kind
             made = c.draw(problem, 2, 1e-1 if c.adaptive else 7, 0, None)
             assert made.x.dtype == torch.float32, c.name

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import sdegen as sd
 from sdegen import testing
 from sdegen.testing.faults import InjectedError
+from sdegen.testing.laws import exact_laws
 from sdegen.testing.problems import by_lam
 from sdegen.testing.report import Measure, Suite, holds, run
 
@@ -207,6 +208,35 @@ def test_samples_coupled_by_their_batch_have_no_law():
     for solver in (sd.solvers.BatchCoupledLangevin(), sd.PC(sd.ddpm(), sd.solvers.BatchCoupledLangevin())):
         with pytest.raises(sd.InvalidArgumentError, match="couples the samples"):
             testing.exact_law(solver, VP, data, by_lam(VP, 5))
+
+
+class RarelyNoisy(sd.OneStep):
+    """DDPM on the first 12 steps of a grid, DDIM after them: how many normals it draws does not grow with the grid."""
+
+    stochastic = True
+
+    def __init__(self, steps=None):
+        self.steps = steps
+
+    def for_steps(self, n):
+        return RarelyNoisy(n)
+
+    def step(self, model, x, now, next, carry, noise):
+        late = float(now.lam) > -3 + 12 * 6 / self.steps
+        part = sd.ddim() if late else sd.ddpm()
+        return part.step(model, x, now, next, part.init(model, x, now), noise)._replace(carry=())
+
+
+def test_laws_on_several_grids_are_those_on_each():
+    data = testing.PROBLEMS["widths"].data
+    grids = [by_lam(VP, n) for n in (16, 24, 32)]
+    for solver in (sd.seeds_solver(2), sd.pc(), sd.ddim(), RarelyNoisy()):
+        for law, times in zip(exact_laws(solver, VP, data, grids), grids):
+            alone = testing.exact_law(solver, VP, data, times)
+            assert torch.equal(law.mean, alone.mean), solver
+            assert torch.equal(law.cov, alone.cov), solver
+    with pytest.raises(sd.InvalidArgumentError, match="couples the samples"):
+        next(exact_laws(sd.solvers.BatchCoupledLangevin(), VP, data, grids))
 
 
 def test_what_is_missing_is_not_taken_for_what_does_not_apply():

@@ -11,7 +11,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from sdegen import grids
@@ -123,6 +125,8 @@ def loaded(text: str) -> Callable[..., Any]:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise InvalidArgumentError(f"{where!r} is no Python file")
+    if isinstance(spec.loader, SourceFileLoader):
+        spec.loader = _Fresh(spec.loader.name, spec.loader.path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses of the file look themselves up there
     try:
@@ -137,6 +141,14 @@ def loaded(text: str) -> Callable[..., Any]:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InvalidArgumentError(f"{where} has no function {name!r}: {hint(name, known, 'it has')}")
     return partial(_told, function, text, path)
+
+
+class _Fresh(SourceFileLoader):
+    """Reads the file as it is: what Python keeps compiled is told from it by its size and the second it was written."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        compiled: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return compiled
 
 
 @contextlib.contextmanager

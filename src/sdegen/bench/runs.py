@@ -35,6 +35,8 @@ SHOWN = 6400
 """Elements of the first samples that are kept for pictures; of 16 samples at least and 400 at most."""
 FEW = 16
 """How many samples the memory is measured with."""
+RUNS, SECONDS = 5, 0.5
+"""A run is timed anew until there are so many, or they took so long."""
 
 
 class Job(NamedTuple):
@@ -168,7 +170,7 @@ class Bench:
 def _timed(draw: Callable[[], Drawn]) -> tuple[Drawn, float]:
     """What was drawn, and the seconds of the fastest run: others are slower for what else the machine does."""
     seconds: list[float] = []
-    while not seconds or (len(seconds) < 5 and sum(seconds) < 0.5):
+    while not seconds or (len(seconds) < RUNS and sum(seconds) < SECONDS):
         began = time.perf_counter()
         found = draw()
         if found.x.is_cuda:

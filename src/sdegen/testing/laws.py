@@ -16,7 +16,7 @@ set to one in turn, its outputs are that map, and its law is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -120,14 +120,32 @@ def exact_law(
     if start is None:
         law = _gaussian(data).marginal(first)
         start = Law(law.mean().flatten(), law.cov())
-    size = len(start.mean)
-    root = _root(start.cov)
     model = model or data.score(process)
     draws = _count(model, solver, times, start.mean.reshape(1, *data.shape))
+    return _law(model, solver, times, start, data.shape, draws)
+
+
+def exact_laws(solver: Solver, process: Process, data: GaussianMixture, grids: Sequence[Tensor]) -> Iterator[Law]:
+    """`exact_law` on each of some grids, finer and finer: that the samples are not coupled is seen on the first one."""
+    model, per_step = data.score(process), 0.0
+    for k, times in enumerate(grids):
+        first = _gaussian(data).marginal(process.level(times[0]))
+        if k == 0:
+            per_step = _count(model, solver, times, first.mean()[None]) / (len(times) - 1)
+        start = Law(first.mean().flatten(), first.cov())
+        yield _law(model, solver, times, start, data.shape, round(per_step * (len(times) - 1)))
+
+
+def _law(model: Model, solver: Solver, times: Tensor, start: Law, shape: torch.Size, draws: int) -> Law:
+    """The law from the start's at times[0], of a solver that is expected to draw so many normals."""
+    size, root = len(start.mean), _root(start.cov)
     x = start.mean.repeat(2 + size + draws * size, 1)
     x[1 : 1 + size] += root.mT
     x[-1] -= root.sum(1) / 2
-    out = responses(model, solver, times, x.reshape(-1, *data.shape), _Units(1 + size)).flatten(1)
+    units = _Units(1 + size)
+    out = responses(model, solver, times, x.reshape(-1, *shape), units).flatten(1)
+    if len(units.draws) != draws:
+        return _law(model, solver, times, start, shape, len(units.draws))
     moved = out[1:-1] - out[0]
     _check_affine(solver, out, moved)
     return Law(out[0], moved.mT @ moved)

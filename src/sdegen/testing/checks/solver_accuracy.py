@@ -10,7 +10,7 @@ from typing import Any
 from sdegen.errors import InvalidArgumentError
 from sdegen.testing.checks.claims import SOLVER, Claim, mixture_of, noisy
 from sdegen.testing.densities import exact_law_1d
-from sdegen.testing.laws import NoLawError, exact_law, path_error
+from sdegen.testing.laws import NoLawError, exact_laws, path_error
 from sdegen.testing.problems import by_lam, reference, slope, uneven
 from sdegen.testing.report import Inapplicable, Measure, holds
 
@@ -60,7 +60,8 @@ def weak_order(subject: Claim) -> Iterator[Measure]:
     if subject.primes and subject.solver.memory > 2:
         ns = (320, 640, 1280)  # as it does for four nodes of a method that evaluates ahead
     try:
-        gaps = [exact_law(subject.solver, process, data, by_lam(process, n)).gap(target) for n in ns]
+        grids = [by_lam(process, n) for n in ns]
+        gaps = [law.gap(target) for law in exact_laws(subject.solver, process, data, grids)]
     except NoLawError as error:
         raise Inapplicable(str(error)) from None
     except InvalidArgumentError as error:
