@@ -9,7 +9,7 @@ import pytest
 import sdegen as sd
 from sdegen.solvers.tableaus import Tableau
 
-TABLEAUS = {value.name: value for value in (getattr(sd, name) for name in sd.__all__) if isinstance(value, Tableau)}
+TABLEAUS = {value.name: value for value in vars(sd.tableaus).values() if isinstance(value, Tableau)}
 
 
 @functools.cache

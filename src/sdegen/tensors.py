@@ -68,6 +68,18 @@ def described(value: object) -> str:
     return f"{list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)
 
 
+def check_type(value: object, kind: Any, must: str, advice: str = "") -> None:
+    """Raises InvalidTypeError, `must` + ', got ...' + advice, unless the value is of a type or one of several."""
+    if not isinstance(value, kind):
+        raise InvalidTypeError(f"{must}, got {type(value).__name__ if kind is Tensor else repr(value)}{advice}")
+
+
+def check_whole(name: str, value: int, most: int) -> None:
+    """Raises InvalidArgumentError unless the value is a whole number from 1 to `most`."""
+    if type(value) is not int or not 1 <= value <= most:
+        raise InvalidArgumentError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
+
+
 def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
     """`sum w v` over pairs `(w, v)`, weights w `[]`, `[B]` or floats, states v `[B, *S]`: what a step is made of.
 
@@ -79,7 +91,7 @@ def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
     for weight, value in terms:
         if value.dtype in _HALF:
             value = value.float()
-        times: float = 1.0
+        times: float | None = None
         if isinstance(weight, Tensor):
             value = like(weight, value) * value
         elif weight == 0.0:
@@ -87,12 +99,12 @@ def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
         else:
             times = weight
         if total is None:
-            total = value if isinstance(weight, Tensor) else times * value
+            total = value if times is None else times * value
         # without another large tensor: memory that is new costs more than the sum
         elif owned and value.shape == total.shape and value.dtype == total.dtype and not _wrapped(value):
-            total.add_(value, alpha=times)
+            total.add_(value, alpha=times or 1.0)
         else:
-            total = torch.add(total, value, alpha=times)
+            total = torch.add(total, value, alpha=times or 1.0)
     return 0.0 * terms[0][1] if total is None else total
 
 
@@ -245,9 +257,7 @@ def call_score(
     before = x._version if watch else 0
     out = function(x, time, **(condition or {}))
     if watch and x._version != before:
-        raise ScoreError(
-            "the score function modified its input x in place; return a new tensor (for example x * 2, not x.mul_(2))"
-        )
+        raise ScoreError("the score function modified its input x in place; return a new tensor (x * 2, not x.mul_(2))")
     if not isinstance(out, Tensor):
         raise ScoreTypeError(
             f"the score function returned {type(out).__name__}; it must return a torch.Tensor{_advice(out)}"
@@ -255,14 +265,11 @@ def call_score(
     if out.shape != shape:
         double = out.ndim == x.ndim > 1 and out.shape == (x.shape[0], 2 * x.shape[1], *x.shape[2:])
         raise ScoreShapeError(
-            f"the score function returned shape {list(out.shape)} for x of shape {list(x.shape)}; "
-            f"it must return shape {list(shape)}"
+            f"the score function returned {list(out.shape)} for x {list(x.shape)}; it must return shape {list(shape)}"
             + ("; twice the channels are a prediction and a variance: lambda x, t: net(x, t).chunk(2, 1)[0]" * double)
         )
     if out.device != x.device:
-        raise ScoreTypeError(
-            f"the score function returned a tensor on {out.device} for x on {x.device}; move the network or x"
-        )
+        raise ScoreTypeError(f"the score function returned a tensor on {out.device} for x on {x.device}; move one")
     if out.dtype != x.dtype:
         if not (cast and out.is_floating_point()):
             raise ScoreTypeError(
@@ -306,8 +313,7 @@ def real_advice(x: Tensor) -> str:
 
 def check_state(x: Any) -> None:
     """Raises unless x is a finite floating tensor `[B, *S]` with at least one sample dimension."""
-    if not isinstance(x, Tensor):
-        raise InvalidTypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    check_type(x, Tensor, "x must be a torch.Tensor")
     if x.layout != torch.strided:
         raise InvalidTypeError(f"x must be dense, got {x.layout}; convert it, x.to_dense()")
     if not x.is_floating_point():

@@ -8,13 +8,4 @@ from sdegen.adapters.bridge import Backwards
 from sdegen.adapters.torchdiffeq import Even, TorchDiffEq, for_torchdiffeq, torchdiffeq
 from sdegen.adapters.torchsde import TorchSDE, for_torchsde, torchsde
 
-__all__ = [
-    "Backwards",
-    "Even",
-    "TorchDiffEq",
-    "TorchSDE",
-    "for_torchdiffeq",
-    "for_torchsde",
-    "torchdiffeq",
-    "torchsde",
-]
+__all__ = ["Backwards", "Even", "TorchDiffEq", "TorchSDE", "for_torchdiffeq", "for_torchsde", "torchdiffeq", "torchsde"]

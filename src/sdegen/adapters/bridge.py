@@ -29,13 +29,8 @@ class Bridge(torch.nn.Module):
 
     `dY/du = sign (rate Y + N)` with `u = sign tau` and `x = scale Y` of a frame. A module whose parameters are those of
     the network behind the score; `evals` counts the evaluations of it, and more than `limit` raise OutOfEvaluations.
-
-    Args:
-        model: a score model or a `ReverseSDE`.
-        frame: the variables to integrate in.
-        eta: the amount of noise.
-        levels: `[]` each, in the order in which they are passed; the model is asked between the first and the last.
-        dtype: of the states x; Y's own if None.
+    levels: `[]` each, in the order in which they are passed; the model is asked between the first and the last. dtype:
+    of the states x; Y's own if None.
     """
 
     def __init__(
@@ -258,7 +253,6 @@ def adjoint_params(solver: object, model: Reverse, given: Sequence[Tensor] | Non
     net = model.module
     if net is None:
         raise InvalidArgumentError(
-            f"{solver}: no torch.nn.Module was found behind {model}, so its parameters' gradients would be missing; "
-            "give adjoint_params, a sequence of tensors, empty if there are none"
+            f"{solver}: no torch.nn.Module is behind {model}; give adjoint_params, a sequence of tensors, or ()"
         )
     return tuple(p for p in net.parameters() if p.requires_grad)

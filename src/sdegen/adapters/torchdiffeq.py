@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from sdegen.adapters.bridge import Flow, adjoint_params, check_known, check_start, check_tolerances, package
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.grids import Grid, by_time, check_steps, check_times, natural
+from sdegen.errors import InvalidArgumentError
+from sdegen.grids import Grid, natural
+from sdegen.grids.spacings import in_time
 from sdegen.level import Level, points
 from sdegen.loop.solution import SolveError, Status
 from sdegen.noise.normals import NoiseSource
 from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.scores.model import Model
 from sdegen.solvers.base import OneStep, Reverse, Solver, Step, check_reverse
-from sdegen.solvers.frame import Frame, check_frame, refuse_grouped
+from sdegen.solvers.frame import Frame, check_one_clock
 from sdegen.solvers.frames import TIME
+from sdegen.tensors import check_type, map_tensors
 
 MAX_STEPS = 10_000
 _SCIPY = "scipy_solver"
@@ -46,22 +48,16 @@ def for_torchdiffeq(flow: Reverse) -> torch.nn.Module:
     t runs in either direction; outside of the SDE's span, where steps that are interpolated may ask, the field is that
     at the nearer end.
 
-    Args:
-        flow: `sde.probability_flow(score)`, or a score model.
-
-    Returns:
-        A module whose parameters are those of the network behind the score, so that `odeint_adjoint` finds them.
-
-    Raises:
-        InvalidTypeError: flow is neither.
-        InvalidArgumentError: it is a `ReverseSDE` with eta > 0.
+    flow: `sde.probability_flow(score)`, or a score model. The module's parameters are those of the network behind the
+    score, so that `odeint_adjoint` finds them. Raises InvalidTypeError for anything else, InvalidArgumentError for a
+    `ReverseSDE` with eta > 0.
     """
-    if isinstance(flow, Model):
-        flow = flow.process.probability_flow(flow)
-    if not isinstance(flow, ReverseSDE):
-        raise InvalidTypeError(f"for_torchdiffeq takes sde.probability_flow(score) or a ScoreModel, got {flow!r}")
-    check_reverse("an ODE method", flow, 0.0)
-    return _Function(flow)
+    check_type(flow, Model | ReverseSDE, "for_torchdiffeq takes sde.probability_flow(score) or a ScoreModel")
+    reverse: Any = flow
+    if flow.answers:
+        reverse = flow.process.probability_flow(reverse)
+    check_reverse("an ODE method", reverse, 0.0)
+    return _Function(reverse)
 
 
 def torchdiffeq(
@@ -91,19 +87,14 @@ def torchdiffeq(
             'adaptive_heun', and 'scipy_solver' with `options={"solver": "LSODA"}`) run from the first to the last level
             in one go, and are interpolated at levels between: `sample` gives them one step, and the first step of a
             solve counts all evaluations.
-        rtol, atol: the tolerances of adaptive methods.
         frame: the variables they integrate in, `dY/dtau = rate Y + N`: TIME is the flow in t, SIGMA is `y = x/alpha` in
             `sigma/alpha`.
-        adjoint: whether gradients come from the adjoint equation.
         options, adjoint_options: torchdiffeq's own.
         adjoint_params: the tensors that an adjoint has gradients for; None for the parameters of the model's network.
         grid: the solver's own grid; None for `natural`, or an even one for the Adams methods.
 
-    Raises:
-        InvalidArgumentError: the method or an option is unknown, a tolerance is below 0, or torchdiffeq is not
-            installed.
-
-    Source: Chen, R. T. Q.: torchdiffeq (2018).
+    Raises InvalidArgumentError for an unknown method or option, a tolerance below 0, or without torchdiffeq. Source:
+    Chen, R. T. Q.: torchdiffeq (2018).
     """
     package("torchdiffeq", "ode")
     from torchdiffeq._impl.odeint import SOLVERS  # the table of methods has no public name
@@ -113,19 +104,10 @@ def torchdiffeq(
     for name in options:
         check_known(f"option of {method}", name, _options(SOLVERS[method]))
     steps = _steps(SOLVERS[method], options)
-    return TorchDiffEq(
-        method,
-        float(rtol),
-        float(atol),
-        frame,
-        steps,
-        adjoint,
-        options,
-        dict(adjoint_options or {}),
-        None if adjoint_params is None else tuple(adjoint_params),
-        1 if method == _SCIPY else SOLVERS[method].order,
-        grid or (Even(frame) if steps == "even" else natural),
-    )
+    params = None if adjoint_params is None else tuple(adjoint_params)
+    again, order = dict(adjoint_options or {}), 1 if method == _SCIPY else SOLVERS[method].order
+    grid = grid or (Even(frame) if steps == "even" else natural)
+    return TorchDiffEq(method, float(rtol), float(atol), frame, steps, adjoint, options, again, params, order, grid)
 
 
 def _options(solver: type) -> set[str]:
@@ -156,17 +138,11 @@ class Even:
     frame: Frame
 
     def __call__(self, process: SDE, n: int, *, start: float | None = None, end: float | None = None) -> Tensor:
-        """Times `[n + 1]` from start (t_max unless given) to end (t_min unless given)."""
-        ends = by_time(process, 1, start=start, end=end)
-        clock = self.frame.clock(process.level(ends))
-        share = torch.linspace(0.0, 1.0, check_steps(n) + 1, dtype=torch.float64, device="cpu")
-        times = self.frame.level(process, clock[0] + share * (clock[1] - clock[0])).t
-        return check_times(torch.cat([ends[:1], times[1:-1], ends[1:]]), process)
+        def place(part: Tensor, *ends: Tensor) -> Tensor:
+            first, last = self.frame.clock(process.level(torch.stack(ends)))
+            return self.frame.level(process, first + part * (last - first)).t
 
-
-def _rms(y: Tensor) -> Tensor:
-    """torchdiffeq's norm."""
-    return y.square().mean().sqrt()
+        return in_time(process, n, start, end, place)
 
 
 @dataclass(frozen=True, repr=False)
@@ -186,8 +162,7 @@ class TorchDiffEq(OneStep):
     grid: Grid = field(default=natural)
 
     def __post_init__(self) -> None:
-        check_frame(self.frame)
-        refuse_grouped(self, self.frame)
+        check_one_clock(self, self.frame)
         check_tolerances(self.rtol, self.atol)
 
     def __repr__(self) -> str:
@@ -206,14 +181,10 @@ class TorchDiffEq(OneStep):
         return 1 if self.steps in ("own", "landing") else None
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        """An empty carry."""
         check_start(self, model, self.frame, 0.0, now)
         return ()
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
-    ) -> Step:
-        """torchdiffeq from now to next; the step counts its evaluations."""
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Any, noise: NoiseSource | None) -> Step:
         path, evals = self.through(model, x, [now, next])
         return Step(path[-1], carry, evals=evals)
 
@@ -228,8 +199,7 @@ class TorchDiffEq(OneStep):
             lengths = self.frame.clock(levels).diff()
             if float((lengths / lengths.mean() - 1).abs().max()) > 1e-6:
                 raise InvalidArgumentError(
-                    f"{self} has the weights of equal steps, and these differ: leave grid out, use the grid "
-                    f"sd.adapters.Even({self.frame}), or an Adams method for any steps, sd.Multistep"
+                    f"{self} has the weights of equal steps: leave grid out, or give sd.adapters.Even({self.frame})"
                 )
         each = points(levels)
         return [_Part(self, each, k) for k in range(len(each) - 1)]
@@ -266,18 +236,16 @@ class TorchDiffEq(OneStep):
         """The options of one call, whose adaptive steps end at the clocks `stops`."""
         if self.steps != "landing":
             return dict(self.options)
-        norm = self.options.get("norm", _rms)
+        norm = self.options.get("norm", lambda y: y.square().mean().sqrt())
         # the first step is chosen by norms of y: without detaching it would be part of the graph, through y alone
-        given = {**self.options, "norm": lambda y: norm(y.detach() if isinstance(y, Tensor) else y)}
+        given = {**self.options, "norm": lambda y: norm(map_tensors(Tensor.detach, y))}
         return {"max_num_steps": MAX_STEPS, "step_t": stops, **given}
 
     def _check_gradients(self, model: Reverse, x: Tensor) -> None:
-        if self.method != _SCIPY or self.adjoint or not torch.is_grad_enabled():
-            return
-        net = model.module
-        if x.requires_grad or (net is not None and any(p.requires_grad for p in net.parameters())):
+        lost = self.method == _SCIPY and not self.adjoint and torch.is_grad_enabled()
+        if lost and any(v.requires_grad for v in (x, *(model.module.parameters() if model.module else ()))):
             raise InvalidArgumentError(
-                f"{self} runs in numpy and gradients would be lost: call it under torch.no_grad(), or use adjoint=True"
+                f"{self} runs in numpy and gradients would be lost: use torch.no_grad() or adjoint=True"
             )
 
     def _failure(self, flow: Flow, reason: str) -> SolveError:
@@ -296,10 +264,8 @@ class _Part(OneStep):
     k: int
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> Any:
-        """The method's carry."""
         return self.method.init(model, x, now)
 
     def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Any, noise: NoiseSource | None) -> Step:
-        """The state that the call found."""
         path, evals = (carry, 0) if self.k else self.method.through(model, x, self.levels)
         return Step(path[self.k + 1], path, evals=evals)

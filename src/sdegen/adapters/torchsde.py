@@ -12,16 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdegen.adapters.bridge import (
-    Backwards,
-    OutOfEvaluations,
-    check_known,
-    check_start,
-    check_tolerances,
-    package,
-)
+from sdegen.adapters.bridge import Backwards, OutOfEvaluations, check_known, check_start, check_tolerances, package
 from sdegen.adapters.bridge import adjoint_params as params_of
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, unknown_keywords
+from sdegen.errors import InvalidArgumentError, unknown_keywords
 from sdegen.grids import Grid, natural
 from sdegen.level import Level
 from sdegen.loop.solution import Status
@@ -31,6 +24,7 @@ from sdegen.processes.sde import ReverseSDE, check_eta
 from sdegen.solvers.base import OneStep, Reverse, Step, draw
 from sdegen.solvers.frame import Frame
 from sdegen.solvers.frames import SIGMA, TIME
+from sdegen.tensors import check_type
 
 SDE_TYPES = ("ito", "stratonovich")
 NOISE_TYPES = ("additive", "diagonal", "general", "scalar")
@@ -58,15 +52,10 @@ def for_torchsde(
         sde_type: 'ito' for its methods euler, milstein and srk, 'stratonovich' for the others; the drift is converted.
         noise_type: torchsde's name for the diffusion, see `Backwards`; None for the one that it has.
 
-    Returns:
-        A module whose parameters are those of the network behind the score.
-
-    Raises:
-        InvalidTypeError: reverse is not a `ReverseSDE`.
-        InvalidArgumentError: its eta is 0 (`for_torchdiffeq`), or a type is unknown.
+    The module's parameters are those of the network behind the score. Raises InvalidTypeError unless reverse is a
+    `ReverseSDE`, InvalidArgumentError where its eta is 0 (`for_torchdiffeq`), or a type is unknown.
     """
-    if not isinstance(reverse, ReverseSDE):
-        raise InvalidTypeError(f"for_torchsde takes sde.reverse(score), got {reverse!r}")
+    check_type(reverse, ReverseSDE, "for_torchsde takes sde.reverse(score)")
     if reverse.eta == 0:
         raise InvalidArgumentError("a probability flow has no noise: for_torchdiffeq(flow) is for it")
     check_known("sde_type", sde_type, SDE_TYPES)
@@ -107,17 +96,12 @@ def torchsde(
             samples' seeds at once: a consistent path for any method, but every sample's noise then depends on the whole
             batch.
         max_evals: more evaluations in one call raise a SolveError.
-        adjoint: whether gradients come from the adjoint equation.
         adjoint_params: the tensors that an adjoint has gradients for; None for the parameters of the model's network.
-        grid: the solver's own grid.
         options: torchsde's own arguments: `dt`; `adaptive=True` with `rtol`, `atol` (1e-3) and `dt_min`, which goes
             from the first to the last level in one go, with one step for all samples; `options`; those of the adjoint.
 
-    Raises:
-        InvalidTypeError: torchsde has no such argument.
-        InvalidArgumentError: an option is unknown or unsuitable, or torchsde is not installed.
-
-    Source: Li et al. (2020); Kidger et al. (2021).
+    Raises InvalidTypeError for an argument that torchsde does not have, InvalidArgumentError for an unknown or
+    unsuitable option, or without torchsde. Source: Li et al. (2020); Kidger et al. (2021).
     """
     library = package("torchsde", "sde")
     from torchsde._core import methods  # which of the two calculi a method is for has no public name
@@ -165,9 +149,7 @@ class TorchSDE(OneStep):
         if self.dt is not None and not 0 < self.dt < math.inf:
             raise InvalidArgumentError(f"dt must be positive and finite, got {self.dt}")
         if self.adapts and self.brownian == "seeds" and self.method in ("srk", "log_ode"):
-            raise InvalidArgumentError(
-                f"adaptive {self.method} needs areas of one consistent path: give brownian='interval'"
-            )
+            raise InvalidArgumentError(f"adaptive {self.method} needs areas of one path: give brownian='interval'")
 
     def __repr__(self) -> str:
         names = ("eta", "frame", "noise_type", "brownian", "adjoint", *(("sde_type",) * (self.method == "milstein")))
@@ -195,23 +177,17 @@ class TorchSDE(OneStep):
 
     @property
     def memory(self) -> int:
-        """reversible_heun carries its last evaluation."""
-        return int(self.method == "reversible_heun")
+        return int(self.method == "reversible_heun")  # which carries its last evaluation
 
     @property
     def own_steps(self) -> int | None:
-        """One for a method with steps of its own: it takes the whole interval in one go."""
         return 1 if self.adapts or self.dt is not None else None
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        """An empty carry; reversible_heun's, flat, follows from its first step."""
         check_start(self, model, self.frame, self.eta, now)
         return ()
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[Tensor, ...], noise: NoiseSource | None
-    ) -> Step:
-        """torchsde from now to next; the step counts its evaluations."""
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Any, noise: NoiseSource | None) -> Step:
         import torchsde as library
 
         problem = Backwards(
@@ -229,17 +205,16 @@ class TorchSDE(OneStep):
         else:
             problem.remember()
         y = problem.flat(problem.enter(x))
-        path = self._path(problem, y, noise)
+        path, advice = self._path(problem, y, noise), "raise rtol, atol or max_evals"
         try:
             ys, state = call(problem, y, problem.clocks, bm=path, method=self.method, extra=True, **given)
-        except (OutOfEvaluations, AssertionError) as error:  # the latter is how torchsde says that it met a NaN
-            status = Status.MAX_STEPS if isinstance(error, OutOfEvaluations) else Status.NONFINITE
-            advice = "raise rtol, atol or max_evals"
-            raise problem.failure(self, str(error), status, now, x, advice) from error
+        except OutOfEvaluations as error:
+            raise problem.failure(self, str(error), Status.MAX_STEPS, now, x, advice) from error
+        except AssertionError as error:  # how torchsde says that it met a NaN
+            raise problem.failure(self, str(error), Status.NONFINITE, now, x, advice) from error
         return Step(problem.state(next, problem.shaped(ys[-1])), tuple(state), evals=problem.evals)
 
     def _path(self, problem: Backwards, y: Tensor, noise: NoiseSource | None) -> Any:
-        """What torchsde asks for increments."""
         if self.brownian == "interval":
             return self._interval(problem, y, noise)
         again = self.adapts or (self.adjoint and self.dt is not None)

@@ -68,11 +68,8 @@ def calibrate(
         batch_size: how many states the network sees at once.
         dtype, device: of the states that the network gets; as in `sample`, and float64 for a mixture's exact score.
 
-    Raises:
-        InvalidArgumentError, InvalidTypeError: arguments that cannot work.
-        ScoreError: a pilot is not finite.
-
-    Warns where the budget does not suffice for `tol`.
+    Raises InvalidArgumentError or InvalidTypeError for arguments that cannot work, ScoreError where a pilot is not
+    finite. Warns where the budget does not suffice for `tol`.
     """
     size = _checked(model, shape, nfe, tol, pilot)
     n = None if nfe is None else _steps(nfe, denoise)
@@ -104,7 +101,7 @@ def _checked(model: Any, shape: Any, nfe: Any, tol: Any, pilot: Any) -> tuple[in
         raise InvalidArgumentError(f"give nfe or tol, one of the two; got nfe={nfe}, tol={tol}")
     if tol is not None and not (isinstance(tol, float | int) and 0 < tol < math.inf):
         raise InvalidArgumentError(f"tol must be a positive and finite number, got {tol!r}")
-    if isinstance(pilot, bool) or not isinstance(pilot, int) or pilot < 0 or 0 < pilot < 16:
+    if type(pilot) is not int or pilot < 0 or 0 < pilot < 16:
         raise InvalidArgumentError(f"pilot must be 0 (none) or at least 16 evaluations, got {pilot!r}")
     if pilot == 0 and nfe is None:
         raise InvalidArgumentError("without a pilot there is no error estimate to choose nfe by: give nfe")
@@ -117,9 +114,7 @@ def _steps(nfe: int, denoise: bool) -> int:
     if n == 0:
         raise InvalidArgumentError("nfe=1 with denoise=True leaves no step: the denoising takes one evaluation")
     if not 1 <= n <= _LONGEST:
-        raise InvalidArgumentError(
-            f"a plan has 1 to {_LONGEST} steps, and nfe={nfe} asks for {n}: beyond, any method of order 3 does"
-        )
+        raise InvalidArgumentError(f"a plan has 1 to {_LONGEST} steps, not {n}: beyond, any method of order 3 does")
     return n
 
 
@@ -193,7 +188,7 @@ def _single(probe: Probe, n: int, pilot: int) -> Plan:
 
 def _coarse(probe: Probe, budget: int) -> Path:
     """One path on a Karras grid, or three where samples have few elements, at its own scale."""
-    first, last = span(probe.process)
+    first, last = span(probe.model.process)
     count = 1 if math.prod(probe.shape) >= _MANY or budget < 60 else 3
     lams = karras_lams(min(budget // count, 49) - 1, first, last)
     path = trace(probe, probe.start(0, count, first), lams, 1.0)
@@ -211,23 +206,12 @@ def _scale(path: Path) -> float:
     return max(float(spread.sqrt()), 1e-6)
 
 
-class _Pilots(NamedTuple):
-    """Exact paths with their starts `[P, *S]`."""
-
-    starts: Tensor
-    path: Path
-
-    def rows(self, part: slice) -> _Pilots:
-        return _Pilots(self.starts[part], self.path.part(part))
-
-
-def _traced(probe: Probe, budget: _Budget) -> _Pilots:
+def _traced(probe: Probe, budget: _Budget) -> Path:
     """The exact paths, on levels from a coarse one."""
     coarse = _coarse(probe, budget.coarse)
     lams = equidistributed(coarse.lams, blend(coarse, 0.2), budget.fine)
-    starts = probe.start(8, budget.paths, lams[0])
-    path = trace(probe, starts, lams, coarse.scale)
-    return _Pilots(starts, path.rescaled(_scale(path)))
+    path = trace(probe, probe.start(8, budget.paths, lams[0]), lams, coarse.scale)
+    return path.rescaled(_scale(path))
 
 
 def _grids(path: Path, n: int, runs: int, fit: bool) -> list[Tensor]:
@@ -244,24 +228,24 @@ def _grids(path: Path, n: int, runs: int, fit: bool) -> list[Tensor]:
     return [common[0], min((left.search(lams) for lams in (common[0], plain)), key=left.of)]
 
 
-def _best(probe: Probe, pilots: _Pilots, n: int, budget: _Budget) -> Plan:
+def _best(probe: Probe, pilots: Path, n: int, budget: _Budget) -> Plan:
     """The best candidate by the errors of all pilots; unfitted where those held out do no worse."""
-    fits, held = pilots.rows(slice(budget.fits)), pilots.rows(slice(budget.fits, None))
-    scale, judges = pilots.path.scale, held if budget.fit else pilots
+    fits, held = pilots.part(slice(budget.fits)), pilots.part(slice(budget.fits, None))
+    scale, judges = pilots.scale, held if budget.fit else pilots
     found: list[tuple[float, Plan, Tensor]] = []
-    for lams in _grids(fits.path, n, budget.runs, budget.fit):
+    for lams in _grids(fits, n, budget.runs, budget.fit):
         plan, own = adams(lams, scale, _order(n)), torch.empty(n, 0, device="cpu")
         if budget.fit:
-            plan, own = fitted(probe, plan, *fits)
-        errors = tried(probe, plan, *judges)
+            plan, own = fitted(probe, plan, fits)
+        errors = tried(probe, plan, judges)
         found.append((float(torch.cat([own, errors], 1)[-1].mean()), plan, errors))
     _, plan, errors = min(found, key=lambda entry: entry[0])
     if budget.fit:
         plain = adams(plan.lams, scale, _order(n))
-        unfitted = tried(probe, plain, *held)
+        unfitted = tried(probe, plain, held)
         if float(unfitted[-1].mean()) < _DOUBT * float(errors[-1].mean()):
             plan, errors = plain, unfitted
-    return replace(plan, errors=errors.mean(1) + pilots.path.defect.mean(), scale=scale, spent=probe.spent)
+    return replace(plan, errors=errors.mean(1) + pilots.defect.mean(), scale=scale, spent=probe.spent)
 
 
 def _smallest(probe: Probe, tol: float, pilot: int, fit: bool) -> Plan:
@@ -274,13 +258,13 @@ def _smallest(probe: Probe, tol: float, pilot: int, fit: bool) -> Plan:
         raise InvalidArgumentError(f"tol needs an error estimate, and a pilot of {pilot} is too small: 1000 will do")
     budget = budget._replace(runs=1, fine=_fine(_TOP))
     pilots, size = _traced(probe, budget), math.prod(probe.shape)
-    path = pilots.rows(slice(budget.fits)).path
+    path = pilots.part(slice(budget.fits))
     left, share = Residuals(path), 0.3
     expected = {n: left.of(_grids(path, n, 1, True)[0]) for n in range(2, _TOP + 1)}
     tries: dict[int, Plan] = {}
     low, high = 1, _TOP + 1  # failed, and met tol (or out of reach)
     while low + 1 < high:
-        hopeful = (n for n, value in expected.items() if share * value <= tol * pilots.path.scale)
+        hopeful = (n for n, value in expected.items() if share * value <= tol * pilots.scale)
         n = min(max(next(hopeful, _TOP), low + 1), high - 1)
         own = budget._replace(fit=budget.fit and _enough(budget.fits, size, n))
         if probe.spent + own.tries(n) > pilot:

@@ -27,11 +27,12 @@ RIDGE = 1e-6
 _ROUNDS = 4
 
 
-def fitted(probe: Probe, plan: Plan, y: Tensor, path: Path, ridge: float = RIDGE) -> tuple[Plan, Tensor]:
+def fitted(probe: Probe, plan: Plan, path: Path) -> tuple[Plan, Tensor]:
     """The plan with fitted weights, and each pilot's error at the end of every step, `[n, M]`.
 
-    y `[M, *S]`: where the pilots of `path` start. One evaluation per pilot and step.
+    One evaluation per pilot and step.
     """
+    y = path.starts
     weights, values, kept, errors = torch.zeros_like(plan.weights), [], [], []
     scales, targets = norms(plan.lams, path.scale), path.at(plan.lams)
     for k in range(plan.steps):
@@ -40,7 +41,7 @@ def fitted(probe: Probe, plan: Plan, y: Tensor, path: Path, ridge: float = RIDGE
         phi = torch.stack([probe.keep(y) / scales[k], *kept], 1)
         base = plan.weights[k, : k + 2] / scales[k + 1]
         base = torch.cat([base[:1] * scales[k], base[1:]])
-        found = least_squares(phi, targets[k + 1], base, ridge)
+        found = least_squares(phi, targets[k + 1], base, RIDGE)
         weights[k, : k + 2] = found * scales[k + 1]
         weights[k, 0] = weights[k, 0] / scales[k]
         y = combined(weights[k].tolist(), y, values)
@@ -66,9 +67,9 @@ def least_squares(phi: Tensor, target: Tensor, base: Tensor, ridge: float) -> Te
     return weights
 
 
-def tried(probe: Probe, plan: Plan, y: Tensor, path: Path) -> Tensor:
+def tried(probe: Probe, plan: Plan, path: Path) -> Tensor:
     """Each pilot's error at the end of every step of a plan as it is, `[n, P]`; one evaluation per pilot and step."""
-    states, _, _ = follow(probe, plan, y, path.scale, first=path.first)
+    states, _, _ = follow(probe, plan, path.starts, path.scale, first=path.first)
     exact = path.at(plan.lams) * norms(plan.lams, path.scale)[:, None, None]
     return torch.stack([distance(s, z) for s, z in zip(states[1:], exact[1:])])
 

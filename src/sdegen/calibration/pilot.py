@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -75,12 +75,6 @@ class Probe:
             order = noises.normals(noises.seeds(self.seed, 1, _STREAM), (size,), (0, 0, 0, 1), dtype=F64)[0]
             self.kept = order.argsort()[:ELEMENTS].sort().values.to(self.device)
 
-    @property
-    def process(self) -> Process:
-        """The model's."""
-        process: Process = self.model.process
-        return process
-
     def start(self, first: int, count: int, lam: Tensor) -> Tensor:
         """y `[count, *S]` of noise alone at a level: pilots number `first` and on, apart from all samples' seeds."""
         seeds = noises.seeds(self.seed, count, _STREAM + first, device=self.device)
@@ -89,8 +83,8 @@ class Probe:
 
     def __call__(self, y: Tensor, lam: Tensor, scale: float, first: int = 0) -> Tensor:
         """F of `angle(scale)` at y `[B, *S]` of the pilots from number `first` on. Raises ScoreError if not finite."""
-        level = self.process.at(lam)
-        want = angle(scale).want(self.process, level, 0.0)
+        level = self.model.process.at(lam)
+        want = angle(scale).want(self.model.process, level, 0.0)
         x = (y * level.alpha.to(y.device)).to(self.dtype)
         size = self.batch_size or len(x)
         chunks = zip(range(first, first + len(x), size), torch.split(x, size))
@@ -120,11 +114,12 @@ class Probe:
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """Exact paths: z and F `[m, P, E]` of P pilots, from number `first` on, at log-SNRs `[m]`.
+    """Exact paths from `starts` `[P, *S]`: z and F `[m, P, E]` of P pilots, from number `first` on, at log-SNRs `[m]`.
 
     `defect` `[P]` estimates their own error.
     """
 
+    starts: Tensor
     lams: Tensor
     z: Tensor
     F: Tensor
@@ -150,7 +145,8 @@ class Path:
     def part(self, rows: slice) -> Path:
         """Some of the pilots."""
         first = self.first + (rows.start or 0)
-        return Path(self.lams, self.z[:, rows], self.F[:, rows], self.scale, self.defect[rows], first)
+        starts, z, F = self.starts[rows], self.z[:, rows], self.F[:, rows]
+        return replace(self, starts=starts, z=z, F=F, defect=self.defect[rows], first=first)
 
     def rescaled(self, scale: float) -> Path:
         """The same paths in the frame with another sigma_data."""
@@ -159,7 +155,7 @@ class Path:
         on_y, on_f = (v[:, None, None] for v in convert(level, known, wanted))
         before, after = (norms(self.lams, s)[:, None, None] for s in (self.scale, scale))
         y = self.z * before
-        return Path(self.lams, y / after, on_y * y + on_f * self.F, scale, self.defect, self.first)
+        return replace(self, z=y / after, F=on_y * y + on_f * self.F, scale=scale)
 
     def data(self) -> Tensor:
         """The predicted data `[m, P, E]`."""
@@ -237,7 +233,7 @@ def trace(probe: Probe, y: Tensor, lams: Tensor, scale: float) -> Path:
     for row, nodes in zip(_integral(lams[:-1], lams[1:], lams[near], scale), near):
         z.append(z[-1] + torch.einsum("w,wpe->pe", row, F[nodes]))
     defect = (z[-1] * n[-1] - states[-1]).square().mean(1).sqrt()
-    return Path(lams, torch.stack(z), F, scale, defect)
+    return Path(y, lams, torch.stack(z), F, scale, defect)
 
 
 def span(process: Process) -> tuple[Tensor, Tensor]:

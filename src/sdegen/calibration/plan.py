@@ -16,7 +16,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +83,6 @@ class Plan(Table):
 
     @property
     def own_steps(self) -> int:
-        """`steps`, for `sample` to take where none are given."""
         return self.steps
 
     @property
@@ -98,7 +97,6 @@ class Plan(Table):
 
     @property
     def memory(self) -> int:
-        """How many past evaluations are carried: all."""
         return self.steps - 1
 
     @property
@@ -150,17 +148,12 @@ class Plan(Table):
         place = (self.lams[:-1] - now.lam.to("cpu")[..., None]).abs().argmin(-1)
         flat = place.reshape(-1)
         p, q = (v.reshape(place.shape) for v in self.wants.index_select(0, flat).unbind(-1))
-        rows = self._newest_first.index_select(0, flat).reshape(*place.shape, -1)
+        # the weights of the values from the newest on; never kept, as they may be traced
+        back = torch.arange(self.steps, device="cpu")[:, None] - torch.arange(self.steps, device="cpu")
+        known = torch.where(back >= 0, self.weights[:, 1:].gather(1, back.clamp(min=0)), 0.0)
+        rows = torch.cat([self.weights[:, :1], known], 1).index_select(0, flat).reshape(*place.shape, -1)
         on_y, *on = (rows * next.alpha[..., None]).unbind(-1)
         return [Leg(now, (p, q), on_y / now.alpha, tuple(on))]
-
-    @property
-    def _newest_first(self) -> Tensor:
-        """The weights with those of the values from the newest on, `[n, 1 + n]`; never kept, as it may be traced."""
-        n = self.steps
-        back = torch.arange(n, device="cpu")[:, None] - torch.arange(n, device="cpu")
-        known = torch.where(back >= 0, self.weights[:, 1:].gather(1, back.clamp(min=0)), 0.0)
-        return torch.cat([self.weights[:, :1], known], 1)
 
     @staticmethod
     def of(solver: Solver, process: Process, times: Tensor | int = 20) -> Plan:
@@ -204,7 +197,7 @@ class Plan(Table):
         """Write the plan to a safetensors file. Raises InvalidArgumentError without safetensors."""
         tensors = {name: vars(self)[name].contiguous() for name in _TENSORS}
         notes = {"format": _FORMAT, "notes": json.dumps({"scale": self.scale, "spent": self.spent})}
-        _safetensors().save_file(tensors, str(path), notes)
+        _safetensors().torch.save_file(tensors, str(path), notes)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -213,17 +206,13 @@ class Plan(Table):
         if not pathlib.Path(path).is_file():
             raise FileNotFoundError(f"there is no plan {path}")
         try:
-            return Plan._read(module, path)
+            with module.safe_open(str(path), "pt") as file:
+                notes = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except module.SafetensorError as error:
             raise InvalidArgumentError(f"{path} is not a safetensors file, which Plan.save writes: {error}") from None
-
-    @staticmethod
-    def _read(module: Any, path: str | os.PathLike[str]) -> Plan:
-        with module.safe_open(str(path), "pt") as file:
-            notes = file.metadata() or {}
-            if notes.get("format") != _FORMAT or set(file.keys()) != set(_TENSORS):
-                raise InvalidArgumentError(f"{path} is not a plan of this version: it must be written by Plan.save")
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        if notes.get("format") != _FORMAT or set(tensors) != set(_TENSORS):
+            raise InvalidArgumentError(f"{path} is not a plan of this version: it must be written by Plan.save")
         return Plan(**tensors, **json.loads(notes["notes"]))
 
     def __repr__(self) -> str:
@@ -263,14 +252,7 @@ class _Symbols(Model):
 
 def _safetensors() -> Any:
     try:
-        import safetensors
         import safetensors.torch
     except ImportError:
         raise InvalidArgumentError("plans are kept as safetensors: pip install 'sdegen[plans]'") from None
-    return _Both(safetensors.safe_open, safetensors.torch.save_file, safetensors.SafetensorError)
-
-
-class _Both(NamedTuple):
-    safe_open: Any
-    save_file: Any
-    SafetensorError: Any
+    return safetensors

@@ -15,19 +15,23 @@ from sdegen.grids.published import (
     trailing,
 )
 from sdegen.grids.spacings import (
+    Grid,
     angular,
     beta,
     by_snr,
     by_time,
+    check_steps,
+    check_times,
     cosine,
     exponential,
     graded,
+    in_span,
     karras,
     natural,
     quadratic,
+    rounding,
     sgm_uniform,
 )
-from sdegen.grids.times import Grid, check_steps, check_times, in_span, rounding
 
 __all__ = [
     "AYS_DEEPFLOYD",

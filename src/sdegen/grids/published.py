@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.grids.times import check_steps, check_times, with_levels
+from sdegen.grids.spacings import check_steps, check_times, with_levels
 from sdegen.processes.sde import SDE
 from sdegen.tensors import as_time
 
@@ -31,9 +31,8 @@ def from_sigmas(process: SDE, n: int, sigmas: Sequence[float] = AYS_SD15) -> Ten
     Align Your Steps is `functools.partial(from_sigmas, sigmas=AYS_SDXL)`; with n = len(sigmas) - 1 it is exactly the
     levels given. Levels beyond an end of the process by less than 2 % are set to it, as published ones are rounded.
 
-    Raises:
-        InvalidArgumentError: sigmas that do not fall, are not positive, or lie outside of the process's span.
-        InvalidTypeError: an SDE without alpha and sigma.
+    Raises InvalidArgumentError for sigmas that do not fall, are not positive, or lie outside of the process's span,
+    InvalidTypeError for an SDE without alpha and sigma.
     """
     linear = with_levels(process)
     n, lams = check_steps(n), -torch.log(as_time(sigmas))
@@ -55,15 +54,9 @@ def from_sigmas(process: SDE, n: int, sigmas: Sequence[float] = AYS_SD15) -> Ten
 def timesteps(n: int, spacing: str = "leading", steps: int = 1000, offset: int = 0) -> Tensor:
     """The n integer time steps `[n]`, falling, at which a DDPM of `steps` steps is evaluated.
 
-    Args:
-        spacing: 'leading', `offset + i (steps // n)`; 'trailing', `round(steps - i steps/n) - 1`; 'linspace', n uniform
-            ones from steps - 1 to 0, rounded.
-        offset: of 'leading' alone.
-
-    Raises:
-        InvalidArgumentError: another spacing, n > steps, an offset that leads outside of 0 to steps - 1.
-
-    Source: Lin et al. (2024), table 2.
+    spacing: 'leading', `offset + i (steps // n)`; 'trailing', `round(steps - i steps/n) - 1`; 'linspace', n uniform
+    ones from steps - 1 to 0, rounded. offset: of 'leading' alone. Raises InvalidArgumentError for another spacing,
+    n > steps, an offset that leads outside of 0 to steps - 1. Source: Lin et al. (2024), table 2.
     """
     if check_steps(n) > check_steps(steps):
         raise InvalidArgumentError(f"{n} time steps cannot be chosen from {steps}")
@@ -107,7 +100,6 @@ def _steps(process: SDE) -> int:
         return steps
     if process.t_max != 1.0 or process.t_min > 1e-3:
         raise InvalidArgumentError(
-            f"DDPM's time steps are i/1000 of a span that ends at 1; {process} has [{process.t_min:g}, "
-            f"{process.t_max:g}]. Use grids.by_time"
+            f"DDPM's time steps are those of a span that ends at 1, not of {process}: use by_time"
         )
     return 1000

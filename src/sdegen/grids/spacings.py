@@ -8,17 +8,20 @@ and on times outside of the span; those in lam raise InvalidTypeError on an SDE 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, check_positive
-from sdegen.grids.times import Grid, check_steps, check_times, with_levels
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_positive
 from sdegen.level import ENDLESS
-from sdegen.processes.process import check_levels
+from sdegen.processes.process import Process, check_levels
 from sdegen.processes.sde import SDE
+from sdegen.tensors import as_tensor, has_dtype, readable
 
+Grid = Callable[[SDE, int], Tensor]
 Time = float | None
 _FAR = math.log(1000)
 Place = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -26,7 +29,7 @@ Place = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def by_time(process: SDE, n: int, *, start: Time = None, end: Time = None) -> Tensor:
     """n steps, uniform in t."""
-    return _in_time(process, n, start, end, _line)
+    return in_time(process, n, start, end, _line)
 
 
 def by_snr(process: SDE, n: int, *, start: Time = None, end: Time = None) -> Tensor:
@@ -84,7 +87,7 @@ def quadratic(process: SDE, n: int, rho: float = 2.0, *, start: Time = None, end
     check_positive(rho=rho)
     if (process.t_min if end is None else end) < 0:
         raise InvalidArgumentError(f"quadratic takes roots of times, and {process} has t_min={process.t_min:g}")
-    return _in_time(process, n, start, end, lambda part, a, b: _line(part, a.pow(1 / rho), b.pow(1 / rho)).pow(rho))
+    return in_time(process, n, start, end, lambda part, a, b: _line(part, a.pow(1 / rho), b.pow(1 / rho)).pow(rho))
 
 
 def beta(process: SDE, n: int, a: float = 0.6, b: float = 0.6, *, start: Time = None, end: Time = None) -> Tensor:
@@ -99,7 +102,7 @@ def beta(process: SDE, n: int, a: float = 0.6, b: float = 0.6, *, start: Time = 
     def place(part: Tensor, first: Tensor, last: Tensor) -> Tensor:
         return _line(torch.from_numpy(betaincinv(a, b, part.numpy())), first, last)
 
-    return _in_time(process, n, start, end, place)
+    return in_time(process, n, start, end, place)
 
 
 def sgm_uniform(process: SDE, n: int) -> Tensor:
@@ -145,10 +148,10 @@ def _in_lam(process: SDE, n: int, start: Time, end: Time, place: Place) -> Tenso
         # an end without signal or noise is infinitely far: one step leads from it, or to it
         return linear.at(place(part, *torch.where(lams.abs() > ENDLESS, torch.sign(lams) * _FAR, lams))).t
 
-    return _in_time(process, n, start, end, at)
+    return in_time(process, n, start, end, at)
 
 
-def _in_time(process: SDE, n: int, start: Time, end: Time, place: Place) -> Tensor:
+def in_time(process: SDE, n: int, start: Time, end: Time, place: Place) -> Tensor:
     """n + 1 times, `place(part, first, last)` at equal shares `part` of the way; the ends exact."""
     first, last = process.t_max if start is None else start, process.t_min if end is None else end
     if not first > last:
@@ -156,3 +159,64 @@ def _in_time(process: SDE, n: int, start: Time, end: Time, place: Place) -> Tens
     ends = check_times([first, last], process)
     times = place(torch.linspace(0.0, 1.0, check_steps(n) + 1, dtype=torch.float64, device="cpu"), *ends)
     return check_times(torch.cat([ends[:1], times[1:-1], ends[1:]]), process)
+
+
+def check_steps(n: int, name: str = "steps") -> int:
+    """n as an int, or an error unless it is a whole number >= 1."""
+    try:
+        count = operator.index(n)
+    except TypeError:
+        count = None
+    if count is None or isinstance(n, bool):
+        raise InvalidTypeError(f"{name} must be a whole number >= 1, got {n!r}")
+    if count < 1:
+        raise InvalidArgumentError(f"{name} must be >= 1, got {n}")
+    return count
+
+
+def check_times(times: Any, sde: SDE | None = None) -> Tensor:
+    """Times `[n + 1]` as float64 on the host, or an error unless finite, strictly monotone and inside the span."""
+    values = as_tensor(times)
+    if values.requires_grad:
+        raise InvalidArgumentError("times that require gradients are not followed by the loop; detach them")
+    if values.dtype == torch.bool or values.is_complex():
+        raise InvalidTypeError(f"times must be real numbers, got dtype {values.dtype}")
+    values = values.detach().to("cpu", torch.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise InvalidArgumentError(f"times must be one dimension of at least two, got shape {list(values.shape)}")
+    if not readable(values):
+        return values
+    steps = values.diff()
+    if not bool(values.isfinite().all()):
+        raise InvalidArgumentError(f"times must be finite, got {values.tolist()}")
+    if not (bool((steps < 0).all()) or bool((steps > 0).all())):
+        bad = int((steps * steps[0].sign() <= 0).nonzero()[0]) if steps[0] != 0 else 0
+        raise InvalidArgumentError(
+            f"times must be strictly monotone (decreasing: towards data), but times[{bad}]={values[bad].item():g} is "
+            f"followed by {values[bad + 1].item():g}"
+        )
+    if sde is None:
+        return values
+    return in_span(values, float(values.min()), float(values.max()), sde, rounding(times))
+
+
+def with_levels(process: SDE) -> Process:
+    """The process, or an error where it has no alpha and sigma."""
+    if not process.gaussian:
+        raise InvalidTypeError(f"a grid of noise levels needs a Process, got {process}; use grids.by_time")
+    return process  # type: ignore[return-value]
+
+
+def rounding(times: object) -> float:
+    """The relative rounding that times bring along from their dtype."""
+    dtype = as_tensor(times).dtype if has_dtype(times) else None
+    return 4 * torch.finfo(dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float64).eps
+
+
+def in_span(times: Tensor, low: float, high: float, sde: SDE, slack: float) -> Tensor:
+    """The times from low to high, those that rounding put outside of the span set back; an error beyond rounding."""
+    if low < sde.t_min - slack * abs(sde.t_min) or high > sde.t_max + slack * abs(sde.t_max):
+        raise InvalidArgumentError(
+            f"times must lie in the span [{sde.t_min:g}, {sde.t_max:g}] of {sde}, got {low:.9g} to {high:.9g}"
+        )
+    return times.clamp(sde.t_min, sde.t_max)

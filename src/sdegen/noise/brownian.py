@@ -22,9 +22,10 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
 from sdegen.level import Level, check_span
 from sdegen.noise import normals as noises
-from sdegen.tensors import home, like, readable
+from sdegen.tensors import check_type, check_whole, home, like, readable
 
 Clock = Callable[[Level], Tensor]
+_Term = tuple[int, Any, Any]  # a node in a step's normal: depth, place there, weight; numbers or tensors `[]` or `[B]`
 
 # As the high word of a float64 this is a NaN, which no time is: the tree shares no counter with the noise of steps.
 _TREE_DOMAIN = 0xFFFFFFFE
@@ -47,14 +48,6 @@ class Spanned(Protocol):
     def at_share(self, share: Tensor, span: tuple[float, float]) -> Level: ...
 
 
-class _Term(NamedTuple):
-    """A node in a step's normal: its depth, its place there and its weight, numbers or tensors `[]` or `[B]`."""
-
-    depth: int
-    place: int | Tensor
-    weight: float | Tensor
-
-
 class _Nodes(NamedTuple):
     """The nodes that W at a level is a sum of, `[n]` or `[B, n]`: places in their depth, and weights; its clock."""
 
@@ -75,10 +68,8 @@ class Brownian:
     by the same W run backwards, the noise that takes the forward path back if the drifts are those of `SDE.reverse`.
 
     A pure function of (seed, now, next, tag, element), the same in any batch, in any order and from any thread: in
-    every bit with the clock t, with others up to the rounding of their exponentials, which for one time and for many
-    may be different in torch.
-    W itself depends on the shape of what is asked for only by how many of the sample's normals are drawn, so the noise
-    `[B, M]` of a matrix diffusion is that of samples of shape `[M]`.
+    every bit with the clock t, with others up to the rounding of torch's exponentials, which may differ for one time
+    and for many. The noise `[B, M]` of a matrix diffusion is that of samples of shape `[M]`.
 
     Args:
         seeds: [B] int64, one per sample, as made by `noise.seeds`.
@@ -90,12 +81,9 @@ class Brownian:
         depth: cells of `2^-depth` of the span are the smallest. The law is exact for all steps that join different
             cells; inside of one cell z has a variance of at most one. Two normals are drawn per step and depth.
 
-    Raises:
-        InvalidTypeError: seeds are not an int64 tensor, the process is no SDE, or the clock cannot be called.
-        InvalidArgumentError: seeds are not one-dimensional, there is no span, the depth is not in 1 .. 48; on a call,
-            x does not have one row per seed, or a level that can be read on the host is outside of the span (others
-            are clamped to it).
-
+    Raises InvalidTypeError unless seeds are an int64 tensor, the process an SDE and the clock a function;
+    InvalidArgumentError unless seeds have one dimension, there is a span, and the depth is in 1 .. 48; on a call,
+    unless x has one row per seed, and for a level outside of the span, if the host can read it (others are clamped).
     Source: Lévy's construction, as a tree of seeds: Li et al. (2020), sec. 4; Kidger (2021), sec. 5.5.
     """
 
@@ -106,15 +94,14 @@ class Brownian:
     depth: int = 24
 
     def __post_init__(self) -> None:
-        noises.White(self.seeds)  # its checks of the seeds
-        if self.process is not None and not isinstance(self.process, Spanned):
-            raise InvalidTypeError(f"process must be an SDE, got {self.process!r}; a span is given by span=(t0, t1)")
+        noises.check_seeds(self.seeds)
+        if self.process is not None:
+            check_type(self.process, Spanned, "process must be an SDE", "; a span is given by span=(t0, t1)")
         if self.clock is not None and not callable(self.clock):
             raise InvalidTypeError(f"clock must be a function of a Level, got {self.clock!r}; leave it out for t")
         if self.process is None and self.span is None:
             raise InvalidArgumentError("a Brownian path needs a span: Brownian(seeds, process), or span=(t_min, t_max)")
-        if type(self.depth) is not int or not 1 <= self.depth <= _MAX_DEPTH:
-            raise InvalidArgumentError(f"depth must be a whole number in 1 .. {_MAX_DEPTH}, got {self.depth!r}")
+        check_whole("depth", self.depth, _MAX_DEPTH)
         check_span(*self._times)
 
     @property
@@ -130,11 +117,7 @@ class Brownian:
 
     def __call__(self, x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
         """`z` like x `[B, *S]` for the step between two levels `[]` or `[B]`; of x only shape, dtype, device count."""
-        if x.ndim == 0 or x.shape[0] != len(self.seeds):
-            raise InvalidArgumentError(
-                f"x must have one row per seed: got x of shape {list(x.shape)} and {len(self.seeds)} seeds; "
-                "give Brownian the seeds of this batch"
-            )
+        noises.check_rows(self.seeds, x, "Brownian")
         first, last = self._nodes(now), self._nodes(next)
         length = (last.clock - first.clock).abs()
         scale = torch.where(length > 0, length.clamp(min=_TINY).sqrt().reciprocal(), 0.0)[..., None]
@@ -145,8 +128,8 @@ class Brownian:
         depths = [*range(self.depth + 2)] * 2
         if _on_host(now) and _on_host(next):
             known = zip(depths, places.tolist(), weights.tolist())
-            return self._sum(x, [_Term(*term) for term in known if term[2]], tag)
-        return self._sum(x, [_Term(*term) for term in zip(depths, places.unbind(-1), weights.unbind(-1))], tag)
+            return self._sum(x, [term for term in known if term[2]], tag)
+        return self._sum(x, list(zip(depths, places.unbind(-1), weights.unbind(-1))), tag)
 
     def _nodes(self, level: Level) -> _Nodes:
         """The nodes of W at a level: the span's, one for each depth, and the smallest cell's own."""
@@ -178,8 +161,7 @@ class Brownian:
             share = self.process.share(level, self._times)
         if _on_host(level) and not -_SLACK <= float(share) <= 1 + _SLACK:
             raise InvalidArgumentError(
-                f"t={float(level.t):.9g} is outside of the Brownian path's span {list(self._times)}; "
-                "give it span=(t_min, t_max) that covers the solve"
+                f"t={float(level.t):.9g} is outside of the Brownian path's span {list(self._times)}: give it another"
             )
         return share.clamp(0.0, 1.0)
 
@@ -205,8 +187,7 @@ class Brownian:
         each = 1 if captured else max(1, _AT_ONCE // max(1, x.numel()))
         for start in range(0, len(terms), each):
             some = terms[start : start + each]
-            for term, z in zip(some, self._draw(x, some, tag)):
-                weight = term.weight
+            for (_, _, weight), z in zip(some, self._draw(x, some, tag)):
                 total = total + (like(weight.to(there), total) if isinstance(weight, Tensor) else weight) * z
         return total.to(x.dtype).to(x.device)
 
@@ -216,12 +197,12 @@ class Brownian:
         options: Any = {"tag": tag, "dtype": torch.float64, "device": home(x.device)}
         words: noises.Words
         if count == 1:
-            depth, place = terms[0].depth, terms[0].place
+            depth, place, _ = terms[0]
             words = (place & _LOW, place >> 32, depth, _TREE_DOMAIN)
             return [noises.normals(self.seeds, shape, words, **options)]
-        places = torch.stack([_placed(term.place) for term in terms])
+        places = torch.stack([_placed(place) for _, place, _ in terms])
         places = places.reshape(count, -1).expand(count, batch).reshape(-1)
-        depths = torch.tensor([term.depth for term in terms], device="cpu").repeat_interleave(batch)
+        depths = torch.tensor([depth for depth, _, _ in terms], device="cpu").repeat_interleave(batch)
         words = (places & _LOW, places >> 32, depths, _TREE_DOMAIN)
         drawn = noises.normals(self.seeds.repeat(count), shape, words, **options)
         return drawn.reshape(count, batch, *shape).unbind(0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
-from sdegen.tensors import home, readable
+from sdegen.tensors import check_type, home, readable
 
 if TYPE_CHECKING:
     from sdegen.level import Level
@@ -45,14 +45,9 @@ def philox(key: tuple[Word, Word], counter: Words) -> Words:
     Each of ten rounds maps ``(c0, c1, c2, c3)`` to ``(hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0))``
     and adds the Weyl constants to the key.
 
-    Args:
-        key: two int64 tensors, or ints, of values in 0 .. 2^32 - 1.
-        counter: four of them. All six broadcast together.
-
-    Returns:
-        Four of values in 0 .. 2^32 - 1: int64 tensors, or ints if all that went in were.
-
-    Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011).
+    key: two int64 tensors, or ints, of values in 0 .. 2^32 - 1; counter: four of them. All six broadcast together. Four
+    such values come back, ints if all that went in were. Source: Salmon, Moraes, Dror and Shaw, "Parallel random
+    numbers: as easy as 1, 2, 3" (2011).
     """
     # The masks change no value; they also keep inductor from folding M into an index, whose steps it holds in 32 bits.
     c0, c1, c2, c3 = counter[0] & _MASK, counter[1], counter[2] & _MASK, counter[3]
@@ -87,24 +82,12 @@ def seeds(seed: int, n: int, start: int = 0, device: torch.device | str | None =
 
     ``seeds[i] = philox(key=seed, counter=(start + i, domain)) mod 2^63``: ``seeds(s, 2, 5)`` is ``seeds(s, 7)[5:]``.
 
-    Args:
-        seed: 0 <= seed < 2^63.
-        n: how many, >= 0.
-        start: index of the first sample, >= 0, with start + n < 2^63.
-        device: where to make them; by default the CPU.
-
-    Returns:
-        [n] int64, non-negative.
-
-    Raises:
-        InvalidTypeError: an argument is not an integer (a bool is not one here).
-        InvalidArgumentError: an argument is out of range.
+    Returns [n] int64, non-negative, on the CPU unless a device is given. Raises InvalidTypeError for arguments that are
+    not integers (a bool is not one here), InvalidArgumentError unless 0 <= seed, n, start, start + n < 2^63.
     """
     seed, n, start = _integer("seed", seed, 1 << 63), _integer("n", n, 1 << 63), _integer("start", start, 1 << 63)
     if start + n >= 1 << 63:
-        raise InvalidArgumentError(
-            f"start + n must be below 2**63, got {start} + {n}; number the samples from a smaller start"
-        )
+        raise InvalidArgumentError(f"start + n must be below 2**63, got {start} + {n}; take a smaller start")
     index = torch.arange(start, start + n, dtype=torch.int64, device=device or "cpu")
     key = halves(torch.full_like(index, seed))
     low, high, _, _ = philox(key, (*halves(index), _SEEDS_DOMAIN, _SEEDS_DOMAIN))
@@ -136,16 +119,11 @@ def normals(
         dtype: a floating dtype.
         device: where to make them; by default where the seeds are.
 
-    Returns:
-        [B, *S] of the dtype, contiguous; at most 6.77 in magnitude.
-
-    Raises:
-        InvalidTypeError: seeds are not int64, the dtype is not floating, or the tag is not an integer.
-        InvalidArgumentError: seeds are not one-dimensional, or the tag is out of range.
-
-    Source: Salmon et al. (2011) for the counters; Box and Muller (1958) for the normals.
+    Returns [B, *S] of the dtype, contiguous; at most 6.77 in magnitude. Raises InvalidTypeError unless seeds are int64,
+    the dtype floating and the tag an integer, InvalidArgumentError unless seeds have one dimension and the tag is in
+    range. Source: Salmon et al. (2011) for the counters; Box and Muller (1958) for the normals.
     """
-    _check_seeds(seeds)
+    check_seeds(seeds)
     if not dtype.is_floating_point:
         raise InvalidTypeError(f"dtype of the noise must be floating, got {dtype}; ask for torch.float32, for instance")
     tag = _integer("tag", tag, 1 << 32)
@@ -199,20 +177,25 @@ def _integer(name: str, value: SupportsIndex, limit: int) -> int:
         got = f"{value!r} ({type(value).__name__})"
         raise InvalidTypeError(f"{name} must be an int, got {got}; pass a plain integer") from None
     if not 0 <= number < limit:
-        raise InvalidArgumentError(
-            f"{name} must be in 0 .. 2**{limit.bit_length() - 1} - 1, got {number}; choose one in that range"
-        )
+        raise InvalidArgumentError(f"{name} must be in 0 .. 2**{limit.bit_length() - 1} - 1, got {number}")
     return number
 
 
-def _check_seeds(seeds: Tensor) -> None:
-    advice = "make them with sdegen.noise.seeds(seed, n)"
-    if not isinstance(seeds, Tensor):
-        raise InvalidTypeError(f"seeds must be a tensor of one int64 per sample, got {type(seeds).__name__}; {advice}")
+def check_seeds(seeds: Tensor) -> None:
+    advice = "; make them with sdegen.noise.seeds(seed, n)"
+    check_type(seeds, Tensor, "seeds must be a tensor of one int64 per sample", advice)
     if seeds.dtype != torch.int64:
-        raise InvalidTypeError(f"seeds must be int64, got {seeds.dtype}; {advice}")
+        raise InvalidTypeError(f"seeds must be int64, got {seeds.dtype}{advice}")
     if seeds.ndim != 1:
-        raise InvalidArgumentError(f"seeds must have the shape [B], one per sample, got {list(seeds.shape)}; {advice}")
+        raise InvalidArgumentError(f"seeds must have the shape [B], one per sample, got {list(seeds.shape)}{advice}")
+
+
+def check_rows(seeds: Tensor, x: Tensor, source: str) -> None:
+    """Raises InvalidArgumentError unless x has one row per seed."""
+    if x.ndim == 0 or x.shape[0] != len(seeds):
+        raise InvalidArgumentError(
+            f"x must have one row per seed: got x of shape {list(x.shape)} and {len(seeds)} seeds in {source}"
+        )
 
 
 class NoiseSource(Protocol):
@@ -232,25 +215,17 @@ class White:
     step asked for twice gets the same noise, so draws within one step need different tags. Overlapping steps are
     independent, which is right on a fixed grid; a step that may be rejected and retried needs a Brownian path.
 
-    Args:
-        seeds: [B] int64, one per sample, as made by :func:`seeds`.
-
-    Raises:
-        InvalidTypeError: seeds are not an int64 tensor.
-        InvalidArgumentError: seeds are not one-dimensional; on a call, x does not have one row per seed.
+    seeds: [B] int64, one per sample, as made by :func:`seeds`. Raises InvalidTypeError unless they are an int64 tensor,
+    InvalidArgumentError unless they have one dimension, and on a call unless x has one row per seed.
     """
 
     seeds: Tensor
 
     def __post_init__(self) -> None:
-        _check_seeds(self.seeds)
+        check_seeds(self.seeds)
 
     def __call__(self, x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
-        if x.ndim == 0 or x.shape[0] != len(self.seeds):
-            raise InvalidArgumentError(
-                f"x must have one row per seed: got x of shape {list(x.shape)} and {len(self.seeds)} seeds; "
-                "give White the seeds of this batch"
-            )
+        check_rows(self.seeds, x, "White")
         words = (*_time_words(now.t, x.device), *_time_words(next.t, x.device))
         return normals(self.seeds, tuple(x.shape[1:]), words, tag, dtype=x.dtype, device=x.device)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +25,15 @@ class LinearScore(ExactScore):
 
     def __init__(self, sde: LinearSDE, mixture: GaussianMixture) -> None:
         self.sde, self.mixture = sde, mixture
-        self._law = _Law.of(sde, mixture)
+        # blocks of A's size where every covariance is C (x) I_n with a diagonal C, full matrices otherwise
+        count, n, self._covs, self._series = len(mixture), sde.blocks(mixture.means), mixture.dense(), sde.series
+        flat = self._covs.diagonal(dim1=-2, dim2=-1).reshape(count, -1, n)
+        if mixture.covariances.aligned and bool((flat == flat[..., :1]).all()):
+            self._covs = torch.diag_embed(flat[..., 0])
+        elif n > 1:
+            A, B = (sde.wide(matrix, mixture.means) for matrix in (sde.A, sde.B))
+            self._series, n = Series.of(A, B @ B.mT, float(sde.clock(as_time(sde.t_max)))), 1
+        self._means = mixture.means.reshape(count, -1, n)
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +56,9 @@ class LinearScore(ExactScore):
 
     def _seen(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log weight and density of each component `[B, K]`, roots of its covariances, `L^-1 (x - m_k)`."""
-        means, covs = (part.to(x.device) for part in self._law.at(self.sde.clock(as_time(t))))
+        step, spread = (part[..., None, :, :] for part in self._series(self.sde.clock(as_time(t))))
+        covs = (step @ self._covs.to(step) @ step.mT + spread).to(x.device)
+        means = (step @ self._means.to(step)).to(x.device)
         count, size, n = means.shape[-3:]
         gap = x.reshape(len(x), 1, size, n).to(torch.float64) - means
         root = torch.linalg.cholesky_ex(covs)[0].expand(len(x), count, size, size)
@@ -57,29 +66,3 @@ class LinearScore(ExactScore):
         volume = 2 * n * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         logits = -(away.square().sum((-2, -1)) + volume + size * n * math.log(2 * math.pi)) / 2
         return self.mixture.weights.log().to(x.device) + logits, root, away
-
-
-@dataclass(frozen=True, eq=False)
-class _Law:
-    """A mixture under a linear SDE: means `[K, D', n]` and covariances `[K, D', D']` of `C (x) I_n` at t_min."""
-
-    means: Tensor
-    covs: Tensor
-    series: Series
-
-    @staticmethod
-    def of(sde: LinearSDE, mixture: GaussianMixture) -> _Law:
-        """By blocks of A's size where every covariance is `C (x) I_n` with a diagonal C, by full matrices otherwise."""
-        count, n, covs = len(mixture), sde.blocks(mixture.means), mixture.dense()
-        if mixture.covariances.aligned:
-            flat = covs.diagonal(dim1=-2, dim2=-1).reshape(count, -1, n)
-            if bool((flat == flat[..., :1]).all()):
-                return _Law(mixture.means.reshape(count, -1, n), torch.diag_embed(flat[..., 0]), sde.series)
-        A, B = (sde.wide(matrix, mixture.means) for matrix in (sde.A, sde.B))
-        series = sde.series if n == 1 else Series.of(A, B @ B.mT, float(sde.clock(as_time(sde.t_max))))
-        return _Law(mixture.means.reshape(count, -1, 1), covs, series)
-
-    def at(self, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Means `[..., K, D', n]` and covariances `[..., K, D', D']` a time later on the clock, `[...]`."""
-        step, spread = (part[..., None, :, :] for part in self.series(length))
-        return step @ self.means.to(step), step @ self.covs.to(step) @ step.mT + spread

@@ -12,15 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.scores.covariances import (
-    LINE,
-    LOG_2PI,
-    Covariances,
-    Weights,
-    combine_isotropic,
-    residuals,
-    tiled,
-)
+from sdegen.scores.covariances import LINE, LOG_2PI, Covariances, Weights, combine_isotropic, residuals, tiled
 
 _EPS = torch.finfo(torch.float64).eps
 

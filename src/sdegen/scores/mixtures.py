@@ -53,10 +53,8 @@ class GaussianMixture:
         factors: `[K, D, R]`, together with stds: `Sigma_k = F_k F_k^T + diag(stds_k^2)`.
         weights: `[K]`, positive, of any sum; equal by default.
 
-    Raises:
-        InvalidArgumentError: wrong shapes, numbers that are not finite, negative stds, weights that are not positive,
-            covariances that are not symmetric positive semi-definite.
-        InvalidTypeError: what is not real numbers.
+    Raises InvalidTypeError for what is not real numbers; InvalidArgumentError for wrong shapes, numbers that are not
+    finite, negative stds, weights that are not positive, covariances that are not symmetric positive semi-definite.
     """
 
     def __init__(
@@ -70,9 +68,7 @@ class GaussianMixture:
     ) -> None:
         centres = numbers("means", means)
         if centres.ndim < 1 or centres.numel() == 0:
-            raise InvalidArgumentError(
-                f"means has shape {list(centres.shape)}; it must be [K, *S] with at least one component and one element"
-            )
+            raise InvalidArgumentError(f"means must be [K, *S], at least one component, got {list(centres.shape)}")
         self._shape = centres.shape[1:]
         self._means = centres.reshape(len(centres), -1)
         self._kind = inputs.covariances(self._means, self._shape, stds, covs, factors)
@@ -237,7 +233,10 @@ class GaussianMixture:
         device = self._means.device
         seeds = seed.to(device) if isinstance(seed, Tensor) else noises.seeds(seed, n, device=device)
         dim = self._means.shape[1]
-        index = self._choose(seeds)
+        high, low, _, _ = noises.philox(noises.halves(seeds), _CHOICE)
+        uniform = ((high >> 5).double() * 2.0**26 + (low >> 6) + 0.5) * 2.0**-53
+        edges = self.weights.cumsum(0)
+        index = torch.searchsorted(edges / edges[-1], uniform).clamp(max=len(self) - 1)
         z = noises.normals(seeds, (self._kind.noises(dim),), _DATA, dtype=torch.float64)
         x = self._means[index] + self._kind.draw(index, z)
         if level is not None:
@@ -272,14 +271,9 @@ class GaussianMixture:
         `A Sigma_k^(1/2) / noise_std`, so that covariances stay positive and small noises keep their digits. Isotropic
         and low-rank-plus-isotropic components stay so; others cost a D x D matrix and decomposition each.
 
-        Args:
-            y: M numbers.
-            A: `[M, D]`.
-            noise_std: `[]` or `[M]`; zero is allowed where `A Sigma_k A^T` is not singular.
-
-        Raises:
-            InvalidArgumentError: wrong shapes, numbers that are not finite, a negative noise_std, and exact
-                observations that some component rules out.
+        y: M numbers; A: `[M, D]`; noise_std: `[]` or `[M]`, zero where `A Sigma_k A^T` is not singular. Raises
+        InvalidArgumentError for wrong shapes, numbers that are not finite, a negative noise_std, and exact observations
+        that some component rules out.
         """
         seen, matrix, n = inputs.observation(self._means, y, A, noise_std)
         exact = n == 0
@@ -298,12 +292,6 @@ class GaussianMixture:
         """The mixture on x's device, and x `[B, *S]` as `[B, D]` in float64."""
         there = x.device if x.is_meta else home(x.device)
         return self.to(there), inputs.state(x.to(there), self._shape)
-
-    def _choose(self, seeds: Tensor) -> Tensor:
-        high, low, _, _ = noises.philox(noises.halves(seeds), _CHOICE)
-        uniform = ((high >> 5).double() * 2.0**26 + (low >> 6) + 0.5) * 2.0**-53
-        edges = self.weights.cumsum(0)
-        return torch.searchsorted(edges / edges[-1], uniform).clamp(max=len(self) - 1)
 
     def _seen(self, flat: Tensor, at: Weights) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`log pi_k + log N(x; alpha m_k, C_k)` `[B, K]`, and what `Covariances.combine` takes as `seen`."""
@@ -339,8 +327,9 @@ class Gaussian(GaussianMixture):
     def __init__(
         self, mean: Numbers, *, std: Numbers | None = None, cov: Numbers | None = None, factor: Numbers | None = None
     ) -> None:
-        mean, std, cov, factor = map(_one, ("mean", "std", "cov", "factor"), (mean, std, cov, factor))
-        super().__init__(mean, stds=std, covs=cov, factors=factor)
+        given = {"mean": mean, "std": std, "cov": cov, "factor": factor}
+        ones = [None if value is None else tensor(name, value)[None] for name, value in given.items()]
+        super().__init__(ones[0], stds=ones[1], covs=ones[2], factors=ones[3])
 
     def flow(self, x: Tensor, now: Level, next: Level) -> Tensor:
         """The exact probability-flow map of x `[B, *S]` between two levels `[]` or `[B]`, either way.
@@ -381,8 +370,3 @@ class MixtureScore(ScoreModel):
 def _score_net(process: Process, mixture: GaussianMixture, x: Tensor, time: Tensor) -> Tensor:
     level = process.level(time)
     return mixture.predict(x, level, *plane(process, level, "score")).to(x.dtype)
-
-
-def _one(name: str, value: Numbers | None) -> Tensor | None:
-    """Numbers for one component, in their own dtype."""
-    return None if value is None else tensor(name, value)[None]

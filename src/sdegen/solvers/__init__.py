@@ -5,10 +5,9 @@ from sdegen.solvers.adams import Adams
 from sdegen.solvers.base import OneStep, Solver, Step
 from sdegen.solvers.compose import PC, Ancestral, Churn
 from sdegen.solvers.langevin import BatchCoupledLangevin, Langevin
-from sdegen.solvers.multistep import Multistep
+from sdegen.solvers.multistep import ByLength, Multistep, Started
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.singlestep import Singlestep
-from sdegen.solvers.starts import ByLength, Started
 from sdegen.solvers.stochastic import (
     EmbeddedHeun,
     EulerMaruyama,

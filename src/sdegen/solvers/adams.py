@@ -14,13 +14,13 @@ from sdegen.grids import Grid, angular
 from sdegen.level import Level
 from sdegen.noise.normals import NoiseSource
 from sdegen.processes.sde import SDE, check_eta
-from sdegen.solvers.base import Norm, Reverse, Solver, Step, check_reverse
-from sdegen.solvers.frame import Frame, ask, check_frame, refuse_grouped
+from sdegen.solvers.base import Norm, Reverse, Step, check_reverse, given
+from sdegen.solvers.frame import Frame, ask, check_one_clock
 from sdegen.solvers.frames import ANGLE, log_snr
 from sdegen.solvers.quadrature import FAR, newton
-from sdegen.solvers.starting import starting_step
-from sdegen.solvers.table import Leg, Past, needed, run
-from sdegen.tensors import combine, power, readable, widen
+from sdegen.solvers.runge_kutta import starting_step
+from sdegen.solvers.table import Exponential, Leg, Past, check_history, run
+from sdegen.tensors import check_whole, combine, power, readable, widen
 
 _ANGLE = ANGLE(variable=log_snr)
 
@@ -37,18 +37,9 @@ class Nodes(NamedTuple):
     order: Tensor
 
 
-class _Inner(NamedTuple):
-    """What the polynomial of a step needs: where it began, its nodes, and up to which Newton term it goes."""
-
-    x: Tensor
-    at: Tensor
-    values: tuple[Tensor, ...]
-    order: Tensor
-
-
 @strict_keywords
 @dataclass(frozen=True)
-class Adams(Solver):
+class Adams(Exponential):
     r"""Exponential Adams predictor-corrector of variable step and order, one evaluation per attempt (PEC).
 
     From now to next the predictor of order q goes through the last q values of N; N is evaluated there, once, and the
@@ -70,48 +61,27 @@ class Adams(Solver):
     eta: float = 0.0
     grid: Grid = field(default=angular, repr=False)
     norm: Norm | None = field(default=None, repr=False)
+    init_evals = 1
+    adaptive = True
+    safety = 0.6  # above it, attempts that fail cost more than long steps save
 
     def __post_init__(self) -> None:
-        if type(self.order) is not int or not 1 <= self.order <= 7:
-            raise InvalidArgumentError(f"order must be a whole number from 1 to 7, got {self.order!r}")
+        check_whole("order", self.order, 7)
         check_eta(self.eta)
-        check_frame(self.frame)
-        refuse_grouped(self, self.frame)
-
-    @property
-    def init_evals(self) -> int:
-        """One network evaluation before the first step."""
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether eta is not zero."""
-        return self.eta > 0
+        check_one_clock(self, self.frame)
 
     @property
     def memory(self) -> int:
-        """The number of past evaluations carried."""
         return self.order
 
     @property
-    def adaptive(self) -> bool:
-        """A step has an error estimate."""
-        return True
+    def clock_frame(self) -> Frame:
+        return self.frame
 
     @property
     def dense(self) -> bool:
         """By the step's own polynomial, without noise."""
         return not self.stochastic
-
-    @property
-    def clock_frame(self) -> Frame:
-        """The frame."""
-        return self.frame
-
-    @property
-    def safety(self) -> float:
-        """Below it, attempts that fail cost more than long steps save."""
-        return 0.6
 
     @property
     def tol_share(self) -> float:
@@ -133,13 +103,7 @@ class Adams(Solver):
         """`order + 1`; of the law, at most 2, for eta > 0."""
         return min(self.order + 1, self.frame.weak_order) if self.stochastic else self.order + 1
 
-    @property
-    def exact(self) -> tuple[str, ...]:
-        """Data on which one step is exact: those of the frame, for eta > 0 where its linear part holds the noise."""
-        return self.frame.exact if not self.stochastic or self.frame.lawful else ()
-
     def with_norm(self, norm: Norm) -> Adams:
-        """The same method, choosing its order by the sizes of errors that `norm` says."""
         return replace(self, norm=norm)
 
     def noise_clock(self, process: Any) -> Callable[[Level], Tensor] | None:
@@ -180,15 +144,14 @@ class Adams(Solver):
     def _legs(self, model: Any, now: Level, next: Level, past: Nodes) -> tuple[list[Leg], Tensor, Tensor]:
         """The legs, the corrector's nodes, and its weights term by term."""
         frame, still = self.frame, now.t == next.t
-        decay, terms = newton(frame, self.eta, now, next, past.at, unit=True)
-        count = torch.arange(terms.shape[-1] + 1, device=past.at.device)
-        ahead = (terms * (count[:-1] < past.order[..., None])[..., None, :]).sum(-1)
+        decay, terms = newton(frame, self.eta, now, next, past.at)
+        ahead = _up_to(terms, past.order - 1)
         # a row that stands still would have two nodes in one place
         here = torch.where(still, frame.coordinate(now) + 1, frame.coordinate(next))
         at = torch.cat([here[..., None], past.at], -1)
-        terms = newton(frame, self.eta, now, next, at, unit=True)[1]
+        terms = newton(frame, self.eta, now, next, at)[1]
         terms = torch.where(still[..., None, None], 0.0, terms)
-        weights = (terms * (count <= past.order[..., None])[..., None, :]).sum(-1)
+        weights = _up_to(terms, past.order)
         spread: Any = 0.0
         if self.stochastic:
             spread = torch.where(still, 0.0, frame.spread(model.process, now, next, self.eta))
@@ -201,19 +164,16 @@ class Adams(Solver):
 
     def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Nodes, noise: NoiseSource | None) -> Step:
         """Predict x at `next`, evaluate N there, correct x with it."""
-        if carry.values[0].shape != x.shape:
-            raise InvalidArgumentError(
-                f"the history holds values of shape {list(carry.values[0].shape)} and x has {list(x.shape)}: "
-                "start anew with init() when the batch changes"
-            )
+        check_history(carry.values, x)
         used = self._used(carry.order)
         recent = carry._replace(at=carry.at[..., :used], values=carry.values[:used])
         legs, at, terms = self._legs(model, now, next, recent)
-        out, values, _, _ = run(legs, model, x, Past(None, recent.values), needed(noise, self), next)
+        source = given(noise) if self.stochastic else None
+        out, values, _, _ = run(legs, model, x, Past(None, recent.values), source, next)
         known = torch.clamp(carry.known + 1, max=self.order)
         moved = torch.cat([self.frame.coordinate(next)[..., None], carry.at[..., :-1]], -1)
         past = Nodes(moved, (values[0], *carry.values[:-1]), known, known.clone())
-        answer = Step(out.to(x.dtype), past, inner=_Inner(x, at, values, carry.order))
+        answer = Step(out.to(x.dtype), past, inner=(x, at, values, carry.order))
         return self._judged(answer, x, next, terms, values, carry, known)
 
     def _used(self, order: Tensor) -> int:
@@ -226,21 +186,14 @@ class Adams(Solver):
         self, step: Step, x: Tensor, next: Level, terms: Tensor, values: tuple[Tensor, ...], carry: Nodes, known: Tensor
     ) -> Step:
         """The step with its error, and the order of the next one, or of another attempt."""
+        order = carry.order
         if self.norm is None:
-            error = _term(terms, values, carry.order)
-            return step._replace(error=error, order=self._power(carry.order))
-        norm, order = self.norm, carry.order
-        error = _term(terms, values, order)
-        more = (order < self.order) & (carry.known > order)
-        lower = _term(terms, values, order - 1)
-        higher = _term(terms, values, torch.where(more, order + 1, order))
+            return step._replace(error=_term(terms, values, order), order=self._power(order))
+        tried = (order - 1, order > 1), (order, order > 0), (order + 1, (order < self.order) & (carry.known > order))
+        errors = [_term(terms, values, k) for k, _ in tried]
         reach = [
-            torch.where(allowed, power(norm(e, x, step.x, next).clamp(min=1e-30), -1 / self._power(k)), 0.0)
-            for e, k, allowed in (
-                (lower, order - 1, order > 1),
-                (error, order, order > 0),
-                (higher, order + 1, more),
-            )
+            torch.where(allowed, power(self.norm(e, x, step.x, next).clamp(min=1e-30), -1 / self._power(k)), 0.0)
+            for e, (k, allowed) in zip(errors, tried)
         ]
         down, up = reach[0] > reach[1], reach[2] > torch.maximum(reach[0], reach[1])
         after = torch.where(up, order + 1, torch.where(down, order - 1, order))
@@ -248,22 +201,19 @@ class Adams(Solver):
         growth = torch.maximum(torch.maximum(reach[0], reach[1]), reach[2])
         past = step.carry._replace(order=after)
         again = carry._replace(order=torch.where(down & (order > 1), order - 1, order))
-        return step._replace(carry=past, error=error, order=self._power(order), retry=again, growth=growth)
+        return step._replace(carry=past, error=errors[1], order=self._power(order), retry=again, growth=growth)
 
     def _power(self, order: Tensor) -> Tensor:
         """With which power of the step the term of an order falls; values of N have noise of half a power in them."""
         return order.to(torch.float64) + (0.5 if self.stochastic else 1.0)
 
-    def inside(self, process: SDE, now: Level, next: Level, inner: _Inner, at: Level) -> Tensor:
+    def inside(self, process: SDE, now: Level, next: Level, inner: tuple[Any, ...], at: Level) -> Tensor:
         """x at a level inside of a step, by the step's own polynomial. Raises InvalidArgumentError for eta > 0."""
         if self.stochastic:
-            raise InvalidArgumentError(
-                f"{self} draws noise, and a path with noise has no polynomial inside of its steps"
-            )
-        decay, terms = newton(self.frame, 0.0, now, at, inner.at, unit=True)
-        count = torch.arange(terms.shape[-1], device=terms.device)
-        weights = (terms * (count <= inner.order[..., None])[..., None, :]).sum(-1)
-        return combine((decay, inner.x), *zip(weights.unbind(-1), inner.values)).to(inner.x.dtype)
+            raise InvalidArgumentError(f"{self} draws noise, and a path with noise has no polynomial inside of steps")
+        x, nodes, values, order = inner
+        decay, terms = newton(self.frame, 0.0, now, at, nodes)
+        return combine((decay, x), *zip(_up_to(terms, order).unbind(-1), values)).to(x.dtype)
 
     def first_step(
         self, model: Reverse, x: Tensor, now: Level, end: Level, carry: Nodes, norm: Norm
@@ -271,22 +221,19 @@ class Adams(Solver):
         """On a general SDE `starting_step`; on a process None, where the controller's bound on a step serves."""
         if model.process.gaussian:
             return None, 0
-        slope = carry.values[0]
-        step = starting_step(
-            self.frame,
-            lambda y, level: self.frame.field(model, y, level, self.eta),
-            model.process,
-            x,
-            now,
-            end,
-            slope,
-            norm,
-            1,
-        )
-        return step, 1
+
+        def slope(y: Tensor, level: Level) -> Tensor:
+            return self.frame.field(model, y, level, self.eta)
+
+        return starting_step(self.frame, slope, model.process, x, now, end, carry.values[0], norm, 1), 1
+
+
+def _up_to(terms: Tensor, k: Tensor) -> Tensor:
+    """The weights `[..., j]` of the nodes in the Newton terms 0 to k `[...]`."""
+    return (terms * (torch.arange(terms.shape[-1], device=terms.device) <= k[..., None])[..., None, :]).sum(-1)
 
 
 def _term(terms: Tensor, values: tuple[Tensor, ...], k: Tensor) -> Tensor:
     """The k-th Newton term `[B, *S]`, k `[B]`."""
-    index = k.clamp(min=0)[..., None, None].expand(*terms.shape[:-1], 1)
+    index = k.clamp(0, terms.shape[-1] - 1)[..., None, None].expand(*terms.shape[:-1], 1)
     return combine(*zip(terms.gather(-1, index)[..., 0].unbind(-1), values))

@@ -62,6 +62,11 @@ class Step(NamedTuple):
 class Solver(ABC):
     """A pure step between two levels with an explicit carry; immutable, so one solver serves any number of solves."""
 
+    corrects: bool = False
+    """Whether a step stays at `next`, given an x there, so that it can be a PC's corrector."""
+    safety: float = 0.9
+    """The factor on an adaptive step."""
+
     @property
     def evals(self) -> int:
         """The network evaluations per step."""
@@ -86,11 +91,6 @@ class Solver(ABC):
     def starting(self) -> int:
         """The number of first steps that are not like the others."""
         return 0
-
-    @property
-    def corrects(self) -> bool:
-        """Whether a step stays at `next`, given an x there, so that it can be a PC's corrector."""
-        return False
 
     @property
     def couples(self) -> bool:
@@ -131,11 +131,6 @@ class Solver(ABC):
     def clock_frame(self) -> Frame | None:
         """The frame in whose clock adaptive steps are measured; None for t."""
         return None
-
-    @property
-    def safety(self) -> float:
-        """The factor on an adaptive step."""
-        return 0.9
 
     @property
     def tol_share(self) -> float:

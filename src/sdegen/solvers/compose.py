@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, strict_keywords
+from sdegen.errors import InvalidArgumentError, check_positive, strict_keywords
 from sdegen.grids import Grid
 from sdegen.level import Level, placed
 from sdegen.noise import NoiseSource
 from sdegen.processes.process import Process
-from sdegen.processes.sde import check_eta
 from sdegen.solvers.base import Carry, OneStep, Reverse, Solver, Step, check_score_model, draw
+from sdegen.solvers.eta import check_posterior_eta, check_window
 from sdegen.solvers.langevin import Langevin
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.singlestep import Singlestep
@@ -34,6 +34,15 @@ class Branch(NamedTuple):
     def __call__(self, x: Tensor, now: Level, next: Level, tag: int = 0) -> Tensor:
         drawn: Tensor = self.noise(x, now, next, self.parts * tag + self.part)
         return drawn
+
+
+def refuse_memory(mover: Solver, part: Solver) -> None:
+    """Raises InvalidArgumentError for a part with a memory, in a solver that moves x between its steps."""
+    if part.memory:
+        raise InvalidArgumentError(
+            f"{part} carries {part.memory} past evaluations, which are wrong once {type(mover).__name__} has moved x; "
+            "use a one-step method (heun(), ddim(), dpm(2), ddpm(), euler_maruyama())"
+        )
 
 
 def branches(noise: NoiseSource | None) -> tuple[Branch | None, Branch | None]:
@@ -56,29 +65,21 @@ class PC(OneStep):
     def __post_init__(self) -> None:
         if not self.corrector.corrects:
             raise InvalidArgumentError(
-                f"{self.corrector} does not correct: it steps from now to next, where a corrector moves x at next, "
-                "like sd.Langevin()"
+                f"{self.corrector} steps from now to next, where a corrector moves x at next, like sd.Langevin()"
             )
-        for name, part in (("predictor", self.predictor), ("corrector", self.corrector)):
-            if part.memory:
-                raise InvalidArgumentError(
-                    f"the {name} {part} carries {part.memory} past evaluations, which a corrector's jump makes wrong; "
-                    "use a one-step method (ddpm(), euler_maruyama(), Multistep(order=1), heun())"
-                )
+        refuse_memory(self, self.predictor)
+        refuse_memory(self, self.corrector)
 
     @property
     def evals(self) -> int:
-        """The predictor's evaluations and the corrector's."""
         return self.predictor.evals + self.corrector.evals
 
     @property
     def stochastic(self) -> bool:
-        """Whether either part draws noise."""
         return self.predictor.stochastic or self.corrector.stochastic
 
     @property
     def couples(self) -> bool:
-        """Whether either part does."""
         return self.predictor.couples or self.corrector.couples
 
     @property
@@ -93,23 +94,12 @@ class PC(OneStep):
 
     @property
     def grid(self) -> Grid:
-        """The predictor's grid."""
         return self.predictor.grid
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[Carry, Carry]:
-        """Both carries."""
         return self.predictor.init(model, x, now), self.corrector.init(model, x, now)
 
-    def step(
-        self,
-        model: Reverse,
-        x: Tensor,
-        now: Level,
-        next: Level,
-        carry: tuple[Carry, Carry],
-        noise: NoiseSource | None,
-    ) -> Step:
-        """One predictor step, then the corrector at `next`."""
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Carry, noise: NoiseSource | None) -> Step:
         first, second = branches(noise)
         predicted = self.predictor.step(model, x, now, next, carry[0], first)
         corrected = self.corrector.step(model, predicted.x, now, next, carry[1], second)
@@ -126,32 +116,26 @@ class Wrapper(Solver):
 
     @property
     def evals(self) -> int:
-        """The solver's."""
         return self.solver.evals
 
     @property
     def init_evals(self) -> int:
-        """The solver's."""
         return self.solver.init_evals
 
     @property
     def stochastic(self) -> bool:
-        """The solver's."""
         return self.solver.stochastic
 
     @property
     def memory(self) -> int:
-        """The solver's."""
         return self.solver.memory
 
     @property
     def couples(self) -> bool:
-        """The solver's."""
         return self.solver.couples
 
     @property
     def grid(self) -> Grid:
-        """The solver's."""
         return self.solver.grid
 
     @property
@@ -166,11 +150,9 @@ class Wrapper(Solver):
 
     @property
     def convergence(self) -> int | None:
-        """The solver's."""
         return self.solver.convergence
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> Carry:
-        """The solver's carry."""
         return self.solver.init(model, x, now)
 
 
@@ -198,19 +180,12 @@ class Churn(Wrapper):
     def __post_init__(self) -> None:
         if not 0 <= self.amount < math.inf:
             raise InvalidArgumentError(f"churn must be finite and >= 0, got {self.amount}")
-        if not 0 <= self.low < self.high:
-            raise InvalidArgumentError(f"churn needs 0 <= low < high, got low={self.low}, high={self.high}")
-        if not (0 < self.inflate < math.inf and 0 < self.rho < math.inf):
-            raise InvalidArgumentError(f"inflate and rho must be positive, got {self.inflate} and {self.rho}")
-        if self.solver.memory:
-            raise InvalidArgumentError(
-                f"{self} moves x between steps, which makes the {self.solver.memory} past evaluations of {self.solver} "
-                "wrong; use a one-step method (heun(), ddim(), dpm(2))"
-            )
+        check_window(self.low, self.high)
+        check_positive(inflate=self.inflate, rho=self.rho)
+        refuse_memory(self, self.solver)
 
     @property
     def stochastic(self) -> bool:
-        """Whether there is churn, or the solver draws noise."""
         return self.amount > 0 or self.solver.stochastic
 
     @property
@@ -222,7 +197,6 @@ class Churn(Wrapper):
         return min(order, 2) if self.inflate == 1 or not self.amount else None
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> Carry:
-        """The solver's carry."""
         check_score_model(self, model)
         return super().init(model, x, now)
 
@@ -265,23 +239,17 @@ class Ancestral(Wrapper):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        check_eta(self.eta)
+        check_posterior_eta(self.eta)
         inner: object = self.solver
         if not isinstance(inner, Singlestep) or inner.stochastic or max((0.0, *inner.stages)) > 0.5:
             raise InvalidArgumentError(
-                f"Ancestral takes a deterministic Singlestep with stages up to the middle of the step, so that the "
-                f"network is not asked below `next`; got {self.solver}"
+                f"Ancestral takes a deterministic Singlestep, its stages up to the step's middle; got {self.solver}"
             )
         if self.solver.frame.timed:
-            raise InvalidArgumentError(
-                "Ancestral steps below the next level, which has no time: use a frame other than TIME"
-            )
-        if self.eta > 1:
-            raise InvalidArgumentError(f"eta must be in [0, 1], got {self.eta}: more noise than the posterior has")
+            raise InvalidArgumentError("Ancestral steps below the next level, which has no time; no frame TIME")
 
     @property
     def stochastic(self) -> bool:
-        """Whether eta is not zero."""
         return self.eta > 0
 
     @property

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, strict_keywords
+from sdegen.errors import InvalidArgumentError, check_positive, strict_keywords
 from sdegen.level import Level, points
 from sdegen.processes.sde import check_eta
 
@@ -57,6 +57,19 @@ class EachStep(StepEta):
         return torch.stack([torch.as_tensor(value, dtype=now.t.dtype, device=now.t.device) for value in values])
 
 
+def check_posterior_eta(eta: float) -> None:
+    """Raises InvalidArgumentError unless eta is in [0, 1]."""
+    check_eta(eta)
+    if eta > 1:
+        raise InvalidArgumentError(f"this eta must be in [0, 1], got {eta}: more noise than the posterior has")
+
+
+def check_window(low: float, high: float) -> None:
+    """Raises InvalidArgumentError unless `0 <= low < high`."""
+    if not 0 <= low < high:
+        raise InvalidArgumentError(f"a window needs 0 <= low < high, got low={low}, high={high}")
+
+
 def is_zero(rate: Eta) -> bool:
     """Whether a rate or an eta is the number 0, which needs no tensor to be seen."""
     return isinstance(rate, float) and rate == 0.0
@@ -84,11 +97,7 @@ class DDIMEta(StepEta):
     eta: float
 
     def __post_init__(self) -> None:
-        check_eta(self.eta)
-        if self.eta > 1:
-            raise InvalidArgumentError(
-                f"DDIM's eta must be in [0, 1], got {self.eta}: more noise than the posterior has"
-            )
+        check_posterior_eta(self.eta)
 
     def __call__(self, now: Level, next: Level) -> Tensor:
         h = _length(now, next)
@@ -110,8 +119,7 @@ class WindowEta(StepEta):
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
-        if not 0 <= self.low < self.high:
-            raise InvalidArgumentError(f"a window needs 0 <= low < high, got low={self.low}, high={self.high}")
+        check_window(self.low, self.high)
 
     def __call__(self, now: Level, next: Level) -> Tensor:
         s = torch.exp(-(now.lam + next.lam) / 2)
@@ -131,8 +139,9 @@ class ERSDEEta(LevelEta):
     shift: float = 10.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.power < float("inf") and 0 <= self.shift < float("inf")):
-            raise InvalidArgumentError(f"power must be positive and shift >= 0, got {self.power} and {self.shift}")
+        check_positive(power=self.power)
+        if not 0 <= self.shift < float("inf"):
+            raise InvalidArgumentError(f"shift must be finite and >= 0, got {self.shift}")
 
     def __call__(self, now: Level, next: Level) -> Tensor:
         h = _length(now, next)
@@ -160,4 +169,4 @@ def data_clock(level: Level, eta: float | LevelEta = 1.0) -> Tensor:
     eta is a number, or a function of the level with its integral, `ERSDEEta()`: `exp(2 int eta^2 dlam)`.
     """
     lam = level.lam
-    return torch.exp(2 * ((eta.integral(lam) - lam) if isinstance(eta, LevelEta) else eta * eta * lam))
+    return torch.exp(2 * ((eta.integral(lam) - lam) if callable(eta) else eta * eta * lam))

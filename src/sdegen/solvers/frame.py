@@ -14,7 +14,7 @@ from sdegen.processes.process import Process
 from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.scores.model import Model
 from sdegen.solvers.eta import Eta, is_zero
-from sdegen.tensors import combine, like, named
+from sdegen.tensors import check_type, combine, like, named
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -166,16 +166,14 @@ class Frame:
 
 def check_frame(frame: object) -> None:
     """Raises InvalidTypeError unless `frame` is a Frame."""
-    if not isinstance(frame, Frame):
-        raise InvalidTypeError(f"frame must be one of sd.DATA, NOISE, SIGMA, ANGLE, FLOW, WIENER, TIME, got {frame!r}")
+    check_type(frame, Frame, "frame must be one of sd.DATA, NOISE, SIGMA, ANGLE, FLOW, WIENER, TIME")
 
 
-def refuse_grouped(solver: object, frame: Frame) -> None:
-    """Raises InvalidArgumentError for a frame with several clocks, which a solver with stages cannot follow."""
+def check_one_clock(solver: object, frame: Frame) -> None:
+    """Raises an error for what is no frame, or one with several clocks, which a solver with stages cannot follow."""
+    check_frame(frame)
     if frame.grouped:
-        raise InvalidArgumentError(
-            f"{type(solver).__name__} has stages at one clock and {frame} has several: use sd.Multistep"
-        )
+        raise InvalidArgumentError(f"{type(solver).__name__} has one clock and {frame} has several: use sd.Multistep")
 
 
 def ask(model: Any, x: Tensor, level: Level, asked: Any) -> Tensor:

@@ -23,12 +23,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, check_positive
 from sdegen.level import Level
 from sdegen.processes.process import Process
 from sdegen.processes.sde import SDE, ReverseSDE
@@ -36,9 +36,6 @@ from sdegen.scores.model import Model
 from sdegen.solvers.eta import Eta
 from sdegen.solvers.frame import Frame, Pair, drift_of, linear_gaussian
 from sdegen.tensors import length, softplus
-
-if TYPE_CHECKING:
-    pass
 
 
 def seventh_root(lam: Tensor) -> Tensor:
@@ -54,6 +51,19 @@ def log_snr(lam: Tensor) -> Tensor:
 def _half_variance(now: Level, next: Level) -> Tensor:
     """`(s_now^2 - s_next^2) / s_next^2`."""
     return torch.expm1(2 * (next.lam - now.lam))
+
+
+@dataclass(frozen=True, repr=False)
+class Pulled(Frame):
+    """What DATA, WIENER and `Moments` share: `y = x/alpha` is pulled towards what the linear part knows of the data."""
+
+    lawful = scaled = True
+
+    def rate(self, eta: Eta) -> Eta:
+        return -(1 + eta * eta)
+
+    def scale(self, level: Level) -> Tensor:
+        return level.alpha
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,15 +84,9 @@ class _Lam(Frame):
 
 
 @dataclass(frozen=True, repr=False)
-class _Data(_Lam):
+class _Data(Pulled, _Lam):
     exact = ("point",)
-    lawful = scaled = follows_eta = data_end = True
-
-    def rate(self, eta: Eta) -> Eta:
-        return -(1 + eta * eta)
-
-    def scale(self, level: Level) -> Tensor:
-        return level.alpha
+    follows_eta = data_end = True
 
     def want(self, process: SDE, level: Level, eta: Eta) -> Pair:
         zero = torch.zeros_like(level.t)
@@ -117,6 +121,7 @@ class _Sigma(Frame):
     exact = ("point",)
     scaled = True
     noise_end = False
+    spread = _Noise.spread
 
     def scale(self, level: Level) -> Tensor:
         return level.alpha
@@ -137,9 +142,6 @@ class _Sigma(Frame):
         zero = torch.zeros_like(level.t)
         return zero, zero + (1 + eta * eta)
 
-    def spread(self, process: SDE, now: Level, next: Level, eta: Eta) -> Tensor:
-        return next.sigma * eta * torch.sqrt(_half_variance(now, next))
-
 
 @dataclass(frozen=True, repr=False)
 class _OfWidth(Frame):
@@ -151,8 +153,7 @@ class _OfWidth(Frame):
         return self.sigma_data
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_data < float("inf"):
-            raise InvalidArgumentError(f"sigma_data must be positive and finite, got {self.sigma_data}")
+        check_positive(sigma_data=self.sigma_data)
 
 
 @dataclass(frozen=True, repr=False)
@@ -188,14 +189,8 @@ class _Angle(_OfWidth):
 
 
 @dataclass(frozen=True, repr=False)
-class _Wiener(_OfWidth):
-    lawful = scaled = endless = True
-
-    def rate(self, eta: Eta) -> Eta:
-        return -(1 + eta * eta)
-
-    def scale(self, level: Level) -> Tensor:
-        return level.alpha
+class _Wiener(Pulled, _OfWidth):
+    endless = True
 
     def tau(self, lam: Tensor) -> Tensor:
         # log n = log sd + log(1 + (s/sd)^2) / 2

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, strict_keywords
+from sdegen.errors import InvalidArgumentError, check_positive, strict_keywords
 from sdegen.grids import Grid, check_steps, natural
 from sdegen.level import Level
 from sdegen.noise import NoiseSource
-from sdegen.scores.model import Model
-from sdegen.solvers.base import OneStep, Reverse, Step, draw
+from sdegen.solvers.base import Carry, OneStep, Reverse, Step, draw
 from sdegen.tensors import combine, widen
 
 
@@ -39,23 +39,20 @@ class Langevin(OneStep):
     corrects = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.length, (int, float)) and not 0 < self.length < float("inf"):
-            raise InvalidArgumentError(f"length must be positive and finite, got {self.length}")
+        if self.length is not None and not callable(self.length):
+            check_positive(length=self.length)
         if not 0 < self.snr < 1:
             raise InvalidArgumentError(f"snr must be in (0, 1), got {self.snr}: at 1 the step does not contract noise")
         check_steps(self.steps)
 
     @property
     def evals(self) -> int:
-        """One network evaluation per Langevin step."""
         return self.steps
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        """An empty carry."""
         if self.length is None and not model.process.gaussian:
             raise InvalidArgumentError(
-                f"{self} takes its step size from sigma, which {model.process} does not have: give "
-                "Langevin(length=...), a number or a function of the level"
+                f"{self} takes its step from sigma, which {model.process} does not have: give Langevin(length=...)"
             )
         return ()
 
@@ -65,14 +62,12 @@ class Langevin(OneStep):
             return 2 * (self.snr * next.sigma) ** 2
         return self.length(next) if callable(self.length) else torch.full_like(next.t, self.length)
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
-    ) -> Step:
+    def step(self, model: Any, x: Tensor, now: Level, next: Level, carry: Carry, noise: NoiseSource | None) -> Step:
         """All Langevin steps at `next`, with noise tags 0, 1, ..."""
         wide = widen(x)
         for tag in range(self.steps):
             here = wide.to(x.dtype)
-            score = widen(model(here, next) if isinstance(model, Model) else model.score_at(here, next.t))
+            score = widen(model(here, next) if model.answers else model.score_at(here, next.t))
             z = draw(noise, x, now, next, tag)
             e = self.size(now, next, score, z)
             wide = combine((torch.ones_like(e), wide), (e, score), (torch.sqrt(2 * e), z))
@@ -92,7 +87,6 @@ class BatchCoupledLangevin(Langevin):
     couples = True
 
     def size(self, now: Level, next: Level, score: Tensor, z: Tensor) -> Tensor:
-        """The step size e, `[]`, from the batch."""
         ratio: Tensor = torch.linalg.vector_norm(z.flatten(1), dim=1).mean()
         ratio = ratio / torch.linalg.vector_norm(score.flatten(1), dim=1).mean()
         a = (now.alpha / next.alpha).to(ratio.dtype)

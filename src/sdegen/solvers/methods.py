@@ -13,10 +13,9 @@ from sdegen.solvers.eta import DDIMEta, ERSDEEta, WindowEta
 from sdegen.solvers.frame import Frame
 from sdegen.solvers.frames import ANGLE, DATA, NOISE, SIGMA, WIENER, log_snr, seventh_root
 from sdegen.solvers.langevin import Langevin
-from sdegen.solvers.multistep import Multistep
+from sdegen.solvers.multistep import ByLength, Multistep, Started
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.singlestep import Singlestep
-from sdegen.solvers.starts import ByLength, Started
 from sdegen.solvers.stochastic import (
     EmbeddedHeun,
     EulerMaruyama,
@@ -194,8 +193,7 @@ def _dpm(order: int, frame: Frame, eta: float, singlestep: bool) -> Singlestep |
 
 def _singlestep(order: int, frame: Frame, eta: float) -> Singlestep:
     stages: tuple[float, ...] = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}[order]
-    final = {1: (0,), 2: (1,), 3: (0, 2)}[order]
-    return Singlestep(stages, final, frame, eta)
+    return Singlestep(stages, {1: (0,), 2: (1,), 3: (0, 2)}[order], frame, eta)
 
 
 @strict_keywords
@@ -279,14 +277,10 @@ def unipc(order: int = 3, kind: str = "bh2") -> Multistep:
     return Multistep(order=_order("unipc", order, 5), frame=DATA, correct=True, pair=pair)
 
 
-def _chosen() -> ByLength:
-    frame = ANGLE(variable=seventh_root)
-    orders = ((1, 3, False), (11, 4, False), (40, 4, True))
-    methods = tuple((least, Multistep(order, frame, correct=correct)) for least, order, correct in orders)
-    return ByLength(methods, grid=angular)
-
-
-_DEFAULT = _chosen()
+_FRAME = ANGLE(variable=seventh_root)
+_DEFAULT = ByLength(
+    ((1, Multistep(3, _FRAME)), (11, Multistep(4, _FRAME)), (40, Multistep(4, _FRAME, correct=True))), grid=angular
+)
 
 
 def default() -> Solver:

@@ -27,14 +27,14 @@ from sdegen.scores.covariances import tiled
 from sdegen.scores.model import Model
 from sdegen.solvers.base import check_score_model
 from sdegen.solvers.eta import Eta
-from sdegen.solvers.frame import Frame
+from sdegen.solvers.frames import Pulled
 from sdegen.tensors import combine, like, softplus, widen
 
 _FEW = 16
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Moments(Frame):
+class Moments(Pulled):
     """A frame for `Multistep` made of the data's mean `[*S]` and covariance, see this module's head.
 
     basis `[*S, R]` orthonormal, stds `[R]` along it, `rest` in all other directions; `Moments.of(samples)` finds them.
@@ -42,7 +42,7 @@ class Moments(Frame):
     InvalidArgumentError unless shapes fit, the basis is orthonormal and widths are positive.
     """
 
-    lawful = scaled = grouped = True
+    grouped = True
     mean: Tensor | None = None
     basis: Tensor | None = None
     stds: Tensor | None = None
@@ -54,14 +54,11 @@ class Moments(Frame):
         rank = len(self.stds)
         if self.basis.shape != (*self.mean.shape, rank) or self.stds.ndim != 1:
             raise InvalidArgumentError(
-                f"basis must be [*S, R] = {[*self.mean.shape, rank]} for this mean and stds [R]; got "
-                f"{list(self.basis.shape)}"
+                f"basis must be [*S, R] = {[*self.mean.shape, rank]}, as mean and stds; got {list(self.basis.shape)}"
             )
         flat = self.basis.detach().double().reshape(-1, rank)
         if not torch.allclose(flat.T @ flat, torch.eye(rank, dtype=flat.dtype, device=flat.device), atol=1e-5):
-            raise InvalidArgumentError(
-                "the columns of basis must be orthonormal: torch.linalg.qr(basis).Q makes them so"
-            )
+            raise InvalidArgumentError("the columns of basis must be orthonormal: torch.linalg.qr(basis).Q is")
         if not (bool((self.stds > 0).all()) and 0 < self.rest < math.inf):
             raise InvalidArgumentError("stds and rest must be positive and finite")
 
@@ -94,14 +91,6 @@ class Moments(Frame):
         """`lam + log sd`, `[G, *lam.shape]`."""
         return torch.log(self._widths).reshape(-1, *(1,) * lam.ndim) + lam
 
-    def rate(self, eta: Eta) -> Eta:
-        """As WIENER's."""
-        return -(1 + eta * eta)
-
-    def scale(self, level: Level) -> Tensor:
-        """alpha."""
-        return level.alpha
-
     def tau(self, lam: Tensor) -> Tensor:
         """`-log sqrt(c_i + s^2)` `[G, ...]`."""
         shifted = self._by_group(lam)
@@ -124,36 +113,26 @@ class Moments(Frame):
     def _value(self, model: Model, x: Tensor, level: Level) -> Tensor:
         """`data - m - C/s noise` `[B, *S]`, N without its gain."""
         if level.t.ndim:
-            raise InvalidArgumentError(
-                f"{self} has weights per direction and takes one level for all rows, not one per row"
-            )
+            raise InvalidArgumentError(f"{self} has weights per direction, and takes one level for all rows")
         data = widen(model(x, level, "data"))
         noise = combine((1 / level.sigma, x), (-level.alpha / level.sigma, data))
         ratio = level.alpha / level.sigma
-        return data - self._mean(data) - self._apply(ratio * self._widths.square(), noise)
+        return data - self._mean(data) - self.total((ratio * self._widths.square(), noise))
 
     def join(self, now: Level, next: Level, *terms: tuple[Tensor, Tensor]) -> Tensor:
         """The weighted sum, direction by direction; the first term is x, whose mean is left out and put back."""
         (decay, x), *rest = terms
         centred = combine((torch.ones_like(now.alpha), x), (-now.alpha, self._mean(x)))
-        return self._sum([(decay, centred), *rest]) + like(next.alpha, centred) * self._mean(centred)
-
-    def total(self, *terms: tuple[Tensor, Tensor]) -> Tensor:
-        """The weighted sum of values of N alone."""
-        return self._sum(list(terms))
+        return self.total((decay, centred), *rest) + like(next.alpha, centred) * self._mean(centred)
 
     def kick(self, spread: Tensor, z: Tensor) -> Tensor:
-        """The noise of a step, direction by direction."""
-        return self._apply(spread, z)
+        return self.total((spread, z))
 
     def _mean(self, x: Tensor) -> Tensor:
         mean: Tensor = self.mean  # type: ignore[assignment]
         return mean.to(x.device, widen(x).dtype).expand_as(x)
 
-    def _apply(self, weight: Tensor, v: Tensor) -> Tensor:
-        return self._sum([(weight, v)])
-
-    def _sum(self, terms: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def total(self, *terms: tuple[Tensor, Tensor]) -> Tensor:
         """`sum_j (w_rest v + V ((w_i - w_rest) (V^T v)))` over weights `[G]` and states `[B, *S]`."""
         total = combine(*((weight[-1], v) for weight, v in terms))
         basis = self.basis.to(total.device, total.dtype).reshape(-1, len(self._widths) - 1)  # type: ignore[union-attr]

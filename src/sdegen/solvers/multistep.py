@@ -1,29 +1,37 @@
-"""Exponential Adams methods in any frame: predictor of order p, optionally a corrector of order p + 1 for free."""
+"""Exponential Adams methods in any frame; with a start at full order; and several of them, by the number of steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
-from sdegen.grids import Grid, by_snr
+from sdegen.grids import Grid, by_snr, natural
 from sdegen.level import Level
 from sdegen.processes.sde import SDE, check_eta
-from sdegen.solvers.base import Reverse, Step, check_reverse
+from sdegen.solvers.base import Reverse, Solver, Step, check_reverse
+from sdegen.solvers.compose import Wrapper
 from sdegen.solvers.eta import eta_of_step
 from sdegen.solvers.frame import Frame, check_frame
-from sdegen.solvers.frames import DATA
-from sdegen.solvers.quadrature import FAR, Weights, assemble, weights
-from sdegen.solvers.table import Leg, Past, Ran, Table
+from sdegen.solvers.frames import DATA, SIGMA
+from sdegen.solvers.quadrature import FAR, Weights, weights
+from sdegen.solvers.runge_kutta import RungeKutta
+from sdegen.solvers.table import Exponential, Leg, Past, Ran, Table, ends, plain
+from sdegen.solvers.tableaus import HEUN
+from sdegen.tensors import check_type, check_whole, readable
+
+_FINE = 4096
 
 
 @strict_keywords
 @dataclass(frozen=True, repr=False)
-class Multistep(Table):
+class Multistep(Exponential, Table):
     """One evaluation a step: the polynomial through this one and the `order - 1` before it, integrated exactly.
 
     With `correct=True` each evaluation, made at the predicted x, also corrects that x through `order + 1` nodes, itself
@@ -58,17 +66,16 @@ class Multistep(Table):
     even: bool = False
     grid: Grid = by_snr
     estimate: bool = False
+    dense = True
 
     def __post_init__(self) -> None:
-        if type(self.order) is not int or not 1 <= self.order <= 5:
-            raise InvalidArgumentError(f"order must be 1, 2, 3, 4 or 5, got {self.order!r}")
+        check_whole("order", self.order, 5)
         check_frame(self.frame)
         if type(self.correct) not in (bool, int):
             raise InvalidTypeError(f"correct must be True, False or a number of nodes, got {self.correct!r}")
         if type(self.correct) is int and not 2 <= self.correct <= self.order + 1:
             raise InvalidArgumentError(
-                f"correct must be True, False, or a number of nodes from 2 to order + 1 = {self.order + 1}, got "
-                f"{self.correct}"
+                f"correct must be True, False, or nodes from 2 to order + 1 = {self.order + 1}, got {self.correct}"
             )
         if self.pair not in ("exact", "midpoint", "flat"):
             raise InvalidArgumentError(f"pair must be 'exact', 'midpoint' or 'flat', got {self.pair!r}")
@@ -93,22 +100,10 @@ class Multistep(Table):
 
     @property
     def remembers_start(self) -> bool:
-        """Whether there is a corrector."""
         return bool(self.correct)
 
     @property
-    def dense(self) -> bool:
-        """By the predictor's polynomial, without noise."""
-        return True
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether eta is not zero."""
-        return callable(self.eta) or self.eta > 0
-
-    @property
     def memory(self) -> int:
-        """The number of past evaluations carried."""
         return max(self.order, self.nodes) - 1
 
     @property
@@ -116,17 +111,9 @@ class Multistep(Table):
         """The order at which errors fall with the step: of the path for eta = 0, of the law (weak) for eta > 0."""
         order = min(self.order + 1, self.nodes) if self.nodes else self.order
         order = min(order, 1) if self.even else order
-        if not self.stochastic:
-            return order
-        return min(order, self.frame.weak_order)
-
-    @property
-    def exact(self) -> tuple[str, ...]:
-        """Data on which one step is exact: those of the frame, for eta > 0 where its linear part holds the noise."""
-        return self.frame.exact if not self.stochastic or self.frame.lawful else ()
+        return min(order, self.frame.weak_order) if self.stochastic else order
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
-        """A history of nodes so far away that they have no weight."""
         check_reverse(self, model, self.eta)
         return super().init(model, x, now)
 
@@ -155,7 +142,7 @@ class Multistep(Table):
         """x at a level inside of a step, by the predictor's polynomial, eta = 0."""
         start, nodes, values = inner
         step = self._weights(now, at, nodes.expand(*at.t.shape, nodes.shape[-1]), 0)
-        out, _ = assemble(self.frame, step, now, at, start, values)
+        out = self.frame.join(now, at, (step.decay, start), *zip(step.nodes.unbind(-1), values))
         return out.to(start.dtype)
 
     def _weights(self, now: Level, next: Level, at: Tensor, newest: int) -> Weights:
@@ -165,4 +152,155 @@ class Multistep(Table):
             far = at.abs() >= FAR / 2
             steps = newest - torch.arange(at.shape[-1], dtype=at.dtype, device=at.device)
             at = torch.where(far, at, start[..., None] + h[..., None] * steps)
-        return weights(self.frame, self.eta, now, next, at, unit=True, pair=self.pair)
+        return weights(self.frame, self.eta, now, next, at, pair=self.pair)
+
+
+@strict_keywords
+@dataclass(frozen=True)
+class Started(Wrapper, Table):
+    """A multistep method whose first steps are a Runge-Kutta method's, so that it starts at its full order.
+
+    `steps` of them (the history's length if None), in the method's own frame; what they evaluate at the beginning of a
+    step is the method's past.
+
+    PNDM starts like this (Liu et al. 2022, sec. 3.3). Raises InvalidArgumentError for a method with noise or corrector,
+    a start in another frame, or steps < 1.
+    """
+
+    solver: Multistep = field(default_factory=lambda: Multistep(frame=SIGMA))
+    start: RungeKutta = field(default_factory=lambda: RungeKutta(HEUN))
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.solver.stochastic or self.solver.correct:
+            raise InvalidArgumentError(f"Started takes a Multistep without noise and corrector, got {self.solver}")
+        if self.start.frame != self.solver.frame:
+            raise InvalidArgumentError(f"the start must be in the method's frame {self.solver.frame}, got {self.start}")
+        if self.steps is not None and self.steps < 1:
+            raise InvalidArgumentError(f"steps must be >= 1 or None, got {self.steps}")
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        return tuple(data for data in self.solver.exact if data in self.start.exact)
+
+    @property
+    def frame(self) -> Frame:  # type: ignore[override]
+        return self.solver.frame
+
+    @property
+    def starting(self) -> int:
+        return self.solver.memory if self.steps is None else self.steps
+
+    def cost(self, n: int) -> int:
+        """Those of the first steps, and one for each of the others."""
+        return n + min(n, self.starting) * (self.start.evals - 1)
+
+    def skipped(self, count: int) -> int:
+        """The slopes of a first step, but for the first one."""
+        return self.start.evals - 1 if count < self.starting else 0
+
+    def legs(self, model: Any, now: Level, next: Level, past: Past) -> list[Leg]:
+        """The start's legs in the first steps, the method's in the others."""
+        if past.taken >= self.starting:
+            return self.solver.legs(model, now, next, past)
+        return self.start.first_legs(model, now, next)
+
+    def judged(self, model: Any, x: Tensor, now: Level, next: Level, at: Any, ran: Ran, step: Step) -> Step:
+        """The step, counting what a first one evaluates."""
+        return step._replace(evals=len(ran[1]) - self.memory)
+
+    def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
+        """The first steps by `start`, the others by the method."""
+        rows = list(self.solver.on(model, levels))
+        count = min(self.starting, len(rows))
+        if not count:
+            return rows
+        now, next = (Level(*(v[:count] for v in end)) for end in ends(levels))
+        first = plain(self.legs(model, now, next, Past(None, ())), model, count)
+        if first is None:
+            return ()
+        return [*self.rows(first, self.skipped(0)), *rows[count:]]
+
+
+@strict_keywords
+@dataclass(frozen=True)
+class ByLength(Exponential, Table):
+    """One of several multistep methods, by the number of steps: `methods` are pairs (from how many steps, method).
+
+    Few steps want a low order and many a high one. Where the number is not known, in a step by hand, it is how often
+    the step fits into its own grid at this place. Raises InvalidArgumentError unless the first pair is for one step,
+    the numbers rise, and all methods have one frame and one eta.
+    """
+
+    methods: tuple[tuple[int, Multistep], ...] = ((1, Multistep(1)), (6, Multistep(2)))
+    grid: Grid = field(default=natural, repr=False)
+
+    def __post_init__(self) -> None:
+        lengths = [n for n, _ in self.methods]
+        for _, method in self.methods:
+            check_type(method, Multistep, "methods must be pairs (from how many steps, Multistep)")
+        if len({(repr(method.frame), method.eta) for _, method in self.methods}) > 1:
+            raise InvalidArgumentError(f"methods must have one frame and one eta, got {self.methods}")
+        if lengths[:1] != [1] or lengths != sorted(set(lengths)):
+            raise InvalidArgumentError(f"methods must be for rising numbers of steps, the first for 1; got {lengths}")
+
+    def for_steps(self, n: int) -> Multistep:
+        return [method for least, method in self.methods if least <= n][-1]
+
+    @property
+    def memory(self) -> int:
+        return max(method.memory for _, method in self.methods)
+
+    @property
+    def eta(self) -> Any:
+        return self.methods[0][1].eta
+
+    @property
+    def frame(self) -> Frame:  # type: ignore[override]
+        return self.methods[0][1].frame
+
+    @property
+    def convergence(self) -> int:
+        return self.methods[-1][1].convergence
+
+    @property
+    def remembers_start(self) -> bool:
+        return any(method.remembers_start for _, method in self.methods)
+
+    def legs(self, model: Any, now: Level, next: Level, past: Past) -> list[Leg]:
+        """Those of the method for steps as long as this one, row by row."""
+        counts = self._fitting(model.process, now, next)
+        legs = self.methods[0][1].legs(model, now, next, past)
+        for least, method in self.methods[1:]:
+            longer = counts >= least
+            if bool(longer.all()):
+                legs = method.legs(model, now, next, past)
+            elif bool(longer.any()):
+                legs = [_either(longer, *method.legs(model, now, next, past), *legs)]
+        return legs
+
+    def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
+        return self.for_steps(len(levels.t) - 1).on(model, levels)
+
+    def _fitting(self, process: SDE, now: Level, next: Level) -> Tensor:
+        """How many steps like those from now to next the own grid would have, of the levels' shape."""
+        if not (readable(now.t) and readable(next.t)):
+            raise InvalidArgumentError(
+                "a step by hand takes the method for as many steps as are like it, and here its levels cannot be read "
+                "(while tracing or compiling): take one, solver.for_steps(n)"
+            )
+        times = self.grid(process, _FINE).flip(0).numpy()
+        place = np.interp(torch.stack([now.t, next.t]).detach().cpu().numpy(), times, np.arange(_FINE + 1))
+        share = torch.as_tensor(np.abs(place[0] - place[1]), device="cpu") / _FINE
+        return (1 / share.clamp(min=1e-9)).round().to(now.t.device)
+
+
+def _either(where: Tensor, one: Leg, other: Leg) -> Leg:
+    """The first leg in the rows `where` `[B]`, the second in the others: alike but for their weights."""
+
+    def chosen(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+        zero = torch.zeros_like(where, dtype=torch.float64)
+        return tuple(torch.where(where, zero + x, zero + y) for x, y in itertools.zip_longest(a, b, fillvalue=0.0))
+
+    again = chosen(one.again or (1.0,), other.again or (1.0,)) if one.again or other.again else ()
+    return one._replace(on_x=torch.where(where, one.on_x, other.on_x), on=chosen(one.on, other.on), again=again)

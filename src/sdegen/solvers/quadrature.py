@@ -14,7 +14,6 @@ and sec. 2.5). A node far away has no weight: history that does not exist yet is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,13 +36,6 @@ _INVERSE_FACTORIALS = torch.tensor(
 _SAME = torch.eye(_TOP, dtype=torch.bool, device="cpu")
 _LATER = torch.ones(_TOP, _TOP, dtype=torch.bool, device="cpu").triu()
 _GAUSS = tuple(torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(24))  # points and masses on [-1, 1]
-
-
-class Node(NamedTuple):
-    """A value of N `[B, *S]`, and where it sits for interpolation (`Frame.coordinate`), `[]` or `[B]`."""
-
-    at: Tensor
-    value: Tensor
 
 
 def phi(z: Tensor, count: int) -> Tensor:
@@ -128,47 +120,38 @@ class Weights(NamedTuple):
 
 
 def weights(
-    frame: Frame,
-    eta: Eta | EtaFunction,
-    now: Level,
-    next: Level,
-    at: Tensor,
-    *,
-    unit: bool = False,
-    pair: str = "exact",
+    frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at: Tensor, *, pair: str = "exact"
 ) -> Weights:
     """The weights of steps from now to next through nodes at coordinates `at` `[..., m]`, for levels `[...]`.
 
-    eta: constant over each step, or a function of the step; one that is `LevelEta` changes inside of it, in DATA.
-    unit: the nodes hold N without its factor `frame.gain`. pair: how a polynomial through two nodes counts, whether
-    there are two or the others are far: 'exact' by its integral; 'midpoint' by its value in the middle of the step
-    times I_0; 'flat' by its value at now times I_0 and, without the kernel, its slope times h^2/2. All agree to h^3.
+    The nodes hold N without its factor `frame.gain`. eta: constant over each step, or a function of the step; one that
+    is `LevelEta` changes inside of it, in DATA. pair: how a polynomial through two nodes counts, whether there are two
+    or the others are far: 'exact' by its integral; 'midpoint' by its value in the middle of the step times I_0; 'flat'
+    by its value at now times I_0 and, without the kernel, its slope times h^2/2. All agree to h^3.
     """
     integrals = _integrals(frame, eta, now, next, at, pair)
     nodes, last = _weights(integrals, at)
-    decay, scale = _outside(frame, eta, now, next, unit)
+    decay, scale = _outside(frame, eta, now, next)
     return Weights(decay, scale[..., None] * nodes, scale[..., None] * last)
 
 
-def newton(
-    frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at: Tensor, *, unit: bool = False
-) -> tuple[Tensor, Tensor]:
+def newton(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at: Tensor) -> tuple[Tensor, Tensor]:
     """The decay `[...]` of `weights`, and its node weights term by term: `[..., j, k]`, of node j in Newton term k.
 
     The sum over k < n is the step through the first n nodes, and term n its difference to the one through n + 1.
     """
-    decay, scale = _outside(frame, eta, now, next, unit)
+    decay, scale = _outside(frame, eta, now, next)
     return decay, scale[..., None, None] * _terms(_integrals(frame, eta, now, next, at, "exact"), at)
 
 
-def _outside(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, unit: bool) -> tuple[Tensor, Tensor]:
+def _outside(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level) -> tuple[Tensor, Tensor]:
     """What a step multiplies x and the integral with."""
     step_eta = eta_of_step(eta, now, next)
     a, scale = frame.rate(step_eta), frame.scale(next)
     decay = scale / frame.scale(now)
     if not is_zero(a):
         decay = decay * torch.exp(a * (frame.clock(next) - frame.clock(now)))
-    if unit and inner_eta(eta, frame) is None:
+    if inner_eta(eta, frame) is None:
         scale = scale * frame.gain(step_eta)
     return decay, scale
 
@@ -232,31 +215,3 @@ def _by_gauss(a: Eta, frame: Frame, now: Level, next: Level, at: Tensor, inner: 
         integrals.append(basis.sum(-1))
         basis = basis * (here - at[..., k, None])
     return torch.stack(integrals, -1)
-
-
-def integrate(
-    frame: Frame, eta: Eta, x: Tensor, now: Level, next: Level, nodes: Sequence[Node], estimate: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """x `[B, *S]` carried from now to next through the polynomial of the nodes, and the last Newton term as its error.
-
-    Deterministic part only; in working precision (float32 for half-precision states). The error costs a second pass
-    over the nodes, so it is computed only for `estimate=True` and two or more nodes; None otherwise.
-    """
-    start = frame.clock(now)
-    at = torch.stack([node.at.expand_as(start) for node in nodes], -1)
-    step = weights(frame, eta, now, next, at)
-    return assemble(frame, step, now, next, x, [node.value for node in nodes], estimate)
-
-
-def assemble(
-    frame: Frame,
-    step: Weights,
-    now: Level,
-    next: Level,
-    x: Tensor,
-    values: Sequence[Tensor],
-    estimate: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """`decay x + sum_j w_j N_j` for values N_j `[B, *S]`, and its last Newton term where asked for."""
-    out = frame.join(now, next, (step.decay, x), *zip(step.nodes.unbind(-1), values))
-    return out, frame.total(*zip(step.last.unbind(-1), values)) if estimate and len(values) > 1 else None

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
+from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.grids import Grid, karras
 from sdegen.level import Level
 from sdegen.processes.sde import SDE
 from sdegen.solvers.base import Norm, Reverse, Step, between, check_reverse
 from sdegen.solvers.eta import is_zero
-from sdegen.solvers.frame import Frame, ask, check_frame, refuse_grouped
+from sdegen.solvers.frame import Frame, ask, check_one_clock
 from sdegen.solvers.frames import SIGMA
-from sdegen.solvers.starting import starting_step
 from sdegen.solvers.table import Leg, Past, Ran, Table
 from sdegen.solvers.tableaus import HEUN, Tableau
-from sdegen.tensors import combine, like, mean_square, widen
+from sdegen.tensors import check_type, combine, like, mean_square, power, widen
+
+Slope = Callable[[Tensor, Level], Tensor]
 
 
 @strict_keywords
@@ -38,10 +41,8 @@ class RungeKutta(Table):
     grid: Grid = field(default=karras, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tableau, Tableau):
-            raise InvalidTypeError(f"tableau must be a Tableau such as sd.tableaus.RK4, got {self.tableau!r}")
-        check_frame(self.frame)
-        refuse_grouped(self, self.frame)
+        check_type(self.tableau, Tableau, "tableau must be a Tableau such as sd.tableaus.RK4")
+        check_one_clock(self, self.frame)
 
     @property
     def data_end(self) -> bool:
@@ -55,45 +56,37 @@ class RungeKutta(Table):
 
     @property
     def init_evals(self) -> int:
-        """Network evaluations before the first step."""
         return int(self.tableau.fsal)
 
     @property
     def memory(self) -> int:
-        """Whether the slope at the end of a step is carried."""
         return int(self.tableau.fsal)
 
     @property
     def adaptive(self) -> bool:
-        """Whether a step has an error estimate."""
         return bool(self.tableau.error)
 
     @property
     def dense(self) -> bool:
-        """Whether the tableau has dense weights."""
         return self.tableau.inner(torch.ones((), dtype=torch.float64, device="cpu")) is not None
 
     @property
     def max_jump(self) -> float:
-        """How far an adaptive step may go in log-SNR: a step sees what lies at its stages."""
-        return self.evals / 2
+        return self.evals / 2  # a step sees what lies at its stages
 
     @property
     def convergence(self) -> int:
-        """The tableau's order."""
         return self.tableau.order
 
     @property
     def exact(self) -> tuple[str, ...]:
-        """Data on which one step is exact: those of the frame, where it has no linear part to integrate."""
+        """Those of the frame, where it has no linear part to integrate."""
         return self.frame.exact if self.frame.rate(0.0) == 0.0 else ()
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
         """The slope at now, where it is carried."""
         check_reverse(self, model, 0.0)
-        if not self.tableau.fsal:
-            return Past(None, ())
-        return Past(None, (widen(self._slope(model, x, now)),))
+        return Past(None, (widen(self._slope(model, x, now)),) if self.tableau.fsal else ())
 
     def legs(self, model: Any, now: Level, next: Level, past: Past) -> list[Leg]:
         """A leg to every stage and one to the end; a carried slope is not asked for, that of the end is."""
@@ -158,18 +151,9 @@ class RungeKutta(Table):
         self, model: Reverse, x: Tensor, now: Level, end: Level, carry: Past, norm: Norm
     ) -> tuple[Tensor, int]:
         """The clock's first step, `[]` or `[B]`, from the slope and its change over a small step (`starting_step`)."""
-        slope = carry.values[0] if carry.values else self._slope(model, x, now)
-        step = starting_step(
-            self.frame,
-            lambda y, level: self._slope(model, y, level),
-            model.process,
-            x,
-            now,
-            end,
-            slope,
-            norm,
-            self.tableau.order,
-        )
+        first = carry.values[0] if carry.values else self._slope(model, x, now)
+        slope = functools.partial(self._slope, model)
+        step = starting_step(self.frame, slope, model.process, x, now, end, first, norm, self.tableau.order)
         return step, 2 - len(carry.values)
 
     def _slope(self, model: Any, x: Tensor, level: Level) -> Tensor:
@@ -181,3 +165,30 @@ class RungeKutta(Table):
         if c == 0.0 or abs(c - 1) < 1e-12:
             return next if c else now
         return between(process, self.frame.level(process, tau).t, now, next)
+
+
+def starting_step(
+    frame: Frame, slope: Slope, process: SDE, x: Tensor, now: Level, end: Level, first: Tensor, norm: Norm, order: int
+) -> Tensor:
+    """The first step in the frame's clock, positive, `[B]`, from the slope `first` at now and one more of a small step.
+
+    `h0 = d0/(100 d1)`, `h = (1/(100 max(d1, d2)))^(1/(order + 1))` and at most 100 h0, with d0, d1, d2 the sizes of Y,
+    its slope, and its second derivative (Hairer, Norsett & Wanner 1993, sec. II.4); never beyond `end`.
+    """
+    start = frame.clock(now)
+    whole = (frame.clock(end) - start).abs()
+    scale = frame.scale(now)
+    d0 = norm(x, x, x, now)
+    d1 = norm(combine((scale, first)), x, x, now)
+    known = (d0 > 1e-5) & (d1 > 1e-5)
+    h0 = torch.where(known, 0.01 * d0 / torch.where(known, d1, 1.0), 1e-6 * whole)
+    h0 = torch.minimum(h0, whole)
+    ahead = start + torch.sign(frame.clock(end) - start) * h0
+    level = frame.level(process, ahead)
+    y = combine((frame.scale(level) / scale, x), (frame.scale(level) * (ahead - start), first)).to(x.dtype)
+    change = slope(y, level) - first
+    d2 = norm(combine((scale, change)), x, x, now) / h0
+    most = torch.maximum(d1, d2)
+    h1 = torch.where(most > 1e-15, power(0.01 / most.clamp(min=1e-15), 1 / (order + 1)), h0 * 1e3)
+    chosen = torch.minimum(torch.minimum(100 * h0, h1), whole)
+    return torch.where(chosen.isfinite() & (chosen > 0), chosen, 1e-3 * whole)

@@ -12,19 +12,18 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.grids import Grid, by_snr
 from sdegen.level import Level
-from sdegen.processes.process import Process
 from sdegen.processes.sde import check_eta
 from sdegen.solvers.base import Reverse, between, check_reverse, check_score_model
 from sdegen.solvers.eta import eta_of_step
-from sdegen.solvers.frame import Frame, check_frame, refuse_grouped
+from sdegen.solvers.frame import Frame, check_one_clock
 from sdegen.solvers.frames import DATA
 from sdegen.solvers.quadrature import inner_eta, weights
-from sdegen.solvers.table import Leg, Past, Table
+from sdegen.solvers.table import Exponential, Leg, Past, Table
 
 
 @strict_keywords
 @dataclass(frozen=True)
-class Singlestep(Table):
+class Singlestep(Exponential, Table):
     """Stages at the shares `stages` of the step in lam, each from all nodes before it; the step itself from `final`.
 
     Node 0 is the evaluation at now, node i that at stage i. `final` names the nodes whose polynomial, integrated
@@ -51,23 +50,14 @@ class Singlestep(Table):
         if not all(a < b for a, b in zip(ends_, ends_[1:-1])) or max(ends_) > 1:
             raise InvalidArgumentError(f"stages must rise from above 0 to at most 1, got {self.stages}")
         if not self.final or len(set(self.final)) < len(self.final) or not set(self.final) <= set(range(self.evals)):
-            raise InvalidArgumentError(
-                f"final must name different nodes of 0 (now) to {self.evals - 1} (the last stage), got {self.final}"
-            )
-        check_frame(self.frame)
-        refuse_grouped(self, self.frame)
+            raise InvalidArgumentError(f"final must name different nodes of 0 to {self.evals - 1}, got {self.final}")
+        check_one_clock(self, self.frame)
         if not callable(self.eta):
             check_eta(self.eta)
 
     @property
     def evals(self) -> int:
-        """One network evaluation at now and one per stage."""
         return 1 + len(self.stages)
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether eta is not zero."""
-        return callable(self.eta) or self.eta > 0
 
     @property
     def convergence(self) -> int:
@@ -81,13 +71,7 @@ class Singlestep(Table):
         order = min([degree, *(1 + i for i in self.final if i)])
         return min(order, self.frame.weak_order) if self.stochastic else order
 
-    @property
-    def exact(self) -> tuple[str, ...]:
-        """Data on which one step is exact: those of the frame, for eta > 0 where its linear part holds the noise."""
-        return self.frame.exact if not self.stochastic or self.frame.lawful else ()
-
     def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
-        """An empty past."""
         check_score_model(self, model)
         check_reverse(self, model, self.eta)
         return Past(None, ())
@@ -100,23 +84,20 @@ class Singlestep(Table):
         eta = step_eta if inner_eta(self.eta, frame) is None else self.eta
         levels, legs = [now], []
         for i, c in enumerate((*self.stages, 1.0)):
-            here, there = levels[-1], next if c == 1.0 else _inside(process, now, next, c)
+            here, there = levels[-1], next
+            if c < 1.0:
+                there = between(process, process.at(now.lam + c * (next.lam - now.lam)).t, now, next)
             which = self.final if i == len(self.stages) else tuple(range(i + 1))
             at = torch.stack([frame.coordinate(levels[j]) for j in which], -1)
-            part = weights(frame, eta, now, there, at, unit=True)
+            part = weights(frame, eta, now, there, at)
             on: list[Any] = [0.0] * (i + 1)
             for j, weight in zip(which, part.nodes.unbind(-1)):
                 on[i - j] = weight
             left, spread, fresh = 1.0, 0.0, there is not here
             if self.stochastic and fresh:
-                left = weights(frame, eta, here, there, at[..., :1], unit=True).decay  # type: ignore[assignment]
+                left = weights(frame, eta, here, there, at[..., :1]).decay  # type: ignore[assignment]
                 spread = frame.spread(process, here, there, eta_of_step(eta, here, there))  # type: ignore[assignment]
             want = frame.unit_asked(model, here, step_eta)
             legs.append(Leg(here, want, part.decay, tuple(on), (), left, spread, fresh))
             levels.append(there)
         return legs
-
-
-def _inside(process: Process, now: Level, next: Level, c: float) -> Level:
-    """The level at the share c of the way in lam."""
-    return between(process, process.at(now.lam + c * (next.lam - now.lam)).t, now, next)

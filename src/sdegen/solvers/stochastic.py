@@ -14,7 +14,7 @@ from sdegen.grids import Grid, natural
 from sdegen.level import Level
 from sdegen.noise.normals import NoiseSource
 from sdegen.processes.sde import check_eta
-from sdegen.solvers.base import OneStep, Reverse, Step, check_reverse, check_score_model, draw
+from sdegen.solvers.base import Carry, OneStep, Reverse, Step, check_reverse, check_score_model, draw
 from sdegen.solvers.frames import TIME
 from sdegen.tensors import combine, diffuse, like, noise_like, widen
 
@@ -32,7 +32,6 @@ class _InTime(OneStep):
 
     @property
     def stochastic(self) -> bool:
-        """Whether eta is not zero."""
         return self.eta > 0
 
     @property
@@ -41,7 +40,6 @@ class _InTime(OneStep):
         return not self.stochastic
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        """An empty carry."""
         check_reverse(self, model, self.eta)
         return ()
 
@@ -55,10 +53,7 @@ class EulerMaruyama(_InTime):
     A score model is reversed with this eta; a `ReverseSDE` must have the same (InvalidArgumentError otherwise).
     """
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
-    ) -> Step:
-        """One Euler-Maruyama step."""
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Carry, noise: NoiseSource | None) -> Step:
         h = next.t - now.t
         out = combine((torch.ones_like(h), x), (h, TIME.field(model, x, now, self.eta)))
         if self.eta > 0:
@@ -81,19 +76,14 @@ class Milstein(EulerMaruyama):
     """
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        """An empty carry."""
         super().init(model, x, now)
         if self.stochastic and model.process.diffusion(widen(x), now.t).ndim > x.ndim:
             raise InvalidArgumentError(
-                f"{self} needs diagonal noise and {model.process} has matrix noise; use euler_maruyama() or "
-                "StochasticRungeKutta()"
+                f"{self} needs diagonal noise, {model.process} has matrix noise; use stochastic_runge_kutta()"
             )
         return ()
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
-    ) -> Step:
-        """One Milstein step."""
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Carry, noise: NoiseSource | None) -> Step:
         if not self.stochastic or model.process.gaussian:
             return super().step(model, x, now, next, carry, noise)
         h, wide = next.t - now.t, widen(x)
@@ -142,13 +132,13 @@ class _Noise(NamedTuple):
         both = [(self.g(self.x + side, self.now), self.g(self.x - side, self.now)) for side in sides]
         total = torch.zeros_like(self.x)
         for j, own in enumerate(columns):
-            w = _column(self.dw[:, j], self.x)
+            w = like(self.dw[:, j], self.x)
             up, down = (self.g(self.ahead + s * sides[j], self.next)[..., j] for s in (1, -1))
             total = _add(total, up, down, 2 * own, w, w * w - size * size, size)
             for r in range(count):
                 if r != j:
                     up, down = both[r][0][..., j], both[r][1][..., j]
-                    cross = w * _column(self.dw[:, r], self.x) + _column(double[:, r, j], self.x)
+                    cross = w * like(self.dw[:, r], self.x) + like(double[:, r, j], self.x)
                     total = _add(total, up, down, -2 * own, w, cross, size)
         return total / 4
 
@@ -156,11 +146,6 @@ class _Noise(NamedTuple):
 def _add(total: Tensor, up: Tensor, down: Tensor, twice: Tensor, dw: Tensor, square: Tensor, size: Tensor) -> Tensor:
     """A sum with the terms of g at two sides, `size` times g away: its mean times dw, its slope times `square`."""
     return total + (up + down + twice) * dw + (up - down) * square / size
-
-
-def _column(v: Tensor, x: Tensor) -> Tensor:
-    """One number per row, `[B]`, shaped to multiply x."""
-    return v.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 @strict_keywords
@@ -177,15 +162,10 @@ class StochasticHeun(_InTime):
     follows: ClassVar[bool] = False
     """Whether g's dependence on x enters, by differences."""
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
-    ) -> Step:
-        """One step."""
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Carry, noise: NoiseSource | None) -> Step:
         return Step(self._both(model, x, now, next, noise)[0].to(x.dtype), carry)
 
-    def _both(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, noise: NoiseSource | None
-    ) -> tuple[Tensor, Tensor]:
+    def _both(self, model: Reverse, x: Tensor, now: Level, next: Level, noise: NoiseSource | None) -> list[Tensor]:
         """x at `next`, and what Euler-Maruyama makes of the same step."""
         h, one, wide = next.t - now.t, torch.ones_like(next.t), widen(x)
         drift = TIME.field(model, x, now, self.eta)
@@ -208,7 +188,7 @@ class StochasticHeun(_InTime):
                 kick = parts.matrix(torch.sign(draw(noise, dw.new_empty(dw.shape[0], count, count), now, next, 1)))
             ahead = ahead + diffuse(here, parts.dw, wide)
         later = TIME.field(model, ahead.to(x.dtype), next, self.eta)
-        return combine((one, wide), (h / 2, drift), (h / 2, later)) + kick, ahead
+        return [combine((one, wide), (h / 2, drift), (h / 2, later)) + kick, ahead]
 
 
 @strict_keywords
@@ -238,14 +218,10 @@ class ReverseDiffusion(OneStep):
     convergence = 1
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        """An empty carry."""
         check_score_model(self, model)
         return ()
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
-    ) -> Step:
-        """One reverse-diffusion step."""
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Carry, noise: NoiseSource | None) -> Step:
         scored = check_score_model(self, model)
         a, s = scored.process.kernel(next, now)
         out = combine((2 - a, x), (s * s, scored(x, now, "score")))
@@ -267,21 +243,16 @@ class EmbeddedHeun(StochasticRungeKutta):
     adaptive = True
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
-        """An empty carry."""
         super().init(model, x, now)
         wide = widen(x)
         matrix = self.stochastic and len(x) > 0 and model.process.diffusion(wide, now.t).ndim > x.ndim
         if matrix and model.process.divergence(wide, now.t) is not None:
             raise InvalidArgumentError(
-                f"{self} adapts its steps, and the matrix noise of {model.process} depends on x: use "
-                "stochastic_runge_kutta() or euler_maruyama() with a number of steps"
+                f"{self} adapts its steps, and the matrix noise of {model.process} depends on x: use euler_maruyama()"
             )
         return ()
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
-    ) -> Step:
-        """One step, and what Euler-Maruyama would have made of it."""
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Carry, noise: NoiseSource | None) -> Step:
         out, euler = self._both(model, x, now, next, noise)
         return Step(out.to(x.dtype), carry, out - euler, 1.5 if self.stochastic else 2.0)
 
@@ -293,8 +264,6 @@ class ExactTransition(OneStep):
     evals = 0
     stochastic = True
 
-    def step(
-        self, model: Reverse, x: Tensor, now: Level, next: Level, carry: tuple[()], noise: NoiseSource | None
-    ) -> Step:
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Carry, noise: NoiseSource | None) -> Step:
         """x at `next`, drawn given x now."""
         return Step(model.process.transit(x, now, next, draw(noise, x, now, next)).to(x.dtype), carry)

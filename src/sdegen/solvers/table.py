@@ -8,7 +8,7 @@ numbers or tensors `[]` or `[B]`; for a known grid they are worked out at once, 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -24,9 +24,6 @@ from sdegen.solvers.eta import EachStep, StepEta
 from sdegen.solvers.frame import Frame
 from sdegen.solvers.quadrature import FAR
 from sdegen.tensors import combine, version, widen
-
-Answer = Callable[[Any, Tensor, Level], Tensor]
-"""`(model, x, level) -> value`: what a leg asks, where that is not a prediction."""
 
 
 class Leg(NamedTuple):
@@ -108,9 +105,29 @@ def run(
     return out, values, start, kick
 
 
-def needed(noise: NoiseSource | None, solver: Solver) -> NoiseSource | None:
-    """The source for a solver that draws, None for another. Raises InvalidArgumentError where it is missing."""
-    return given(noise) if solver.stochastic else None
+def check_history(values: Sequence[Tensor], x: Tensor) -> None:
+    """Raises InvalidArgumentError where past values are those of another batch."""
+    if values and values[0].shape != x.shape:
+        raise InvalidArgumentError(
+            f"the history holds values of shape {list(values[0].shape)} and x has {list(x.shape)}: start anew with "
+            "init() when the batch changes"
+        )
+
+
+class Exponential(Solver):
+    """A method that integrates the linear part of its frame exactly, with an amount of noise."""
+
+    frame: Frame
+    eta: Any = 0.0
+
+    @property
+    def stochastic(self) -> bool:
+        return callable(self.eta) or self.eta > 0
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """Those of the frame, for eta > 0 where its linear part holds the noise."""
+        return self.frame.exact if not self.stochastic or self.frame.lawful else ()
 
 
 class Table(Solver):
@@ -119,14 +136,13 @@ class Table(Solver):
     frame: Frame
     eta: Any = 0.0
 
+    @property
+    def clock_frame(self) -> Frame:
+        return self.frame
+
     @abstractmethod
     def legs(self, model: Any, now: Level, next: Level, past: Past) -> list[Leg]:
         """The legs of a step for levels `[]`, `[B]` or, on a known grid, `[n]`; `past.at[..., 0]` is now's node."""
-
-    @property
-    def clock_frame(self) -> Frame:
-        """The frame."""
-        return self.frame
 
     @property
     def noise_end(self) -> bool:
@@ -156,37 +172,26 @@ class Table(Solver):
         return Past(at, values, 0, Level(*(v.clone() for v in now)), wide.clone(), kick)
 
     def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Past, noise: NoiseSource | None) -> Step:
-        """The legs from now to next."""
-        if carry.values and carry.values[0].shape != x.shape:
-            raise InvalidArgumentError(
-                f"the history holds values of shape {list(carry.values[0].shape)} and x has {list(x.shape)}: "
-                "start anew with init() when the batch changes"
-            )
+        check_history(carry.values, x)
         at = carry.at
         if at is not None:
             # a new tensor: in TIME the coordinate is the level's t, which the carry may hold too
             at = torch.cat([self.frame.coordinate(now)[..., None], at], -1)
         legs = self.legs(model, now, next, carry._replace(at=at))
         grouped = self.frame if self.frame.grouped else None
-        ran = run(legs, model, x, carry, needed(noise, self), next, grouped)
-        after = self._after(carry, None if at is None else at[..., : self.memory], ran, now)
-        return self.judged(model, x, now, next, at, ran, Step(ran[0].to(x.dtype), after))
+        ran = run(legs, model, x, carry, given(noise) if self.stochastic else None, next, grouped)
+        out, values, start, kick = ran
+        skip, count = self.skipped(carry.taken), min(carry.taken + 1, self.starting)
+        past = Past(None if at is None else at[..., : self.memory], values[skip : skip + self.memory], count)
+        if self.remembers_start:
+            past = past._replace(level=now, start=widen(start), kick=kick)
+        return self.judged(model, x, now, next, at, ran, Step(out.to(x.dtype), past))
 
     def judged(self, model: Any, x: Tensor, now: Level, next: Level, at: Any, ran: Ran, step: Step) -> Step:
         """The step with its error estimate and what dense output needs, where the method has them."""
         return step
 
-    def _after(self, carry: Past, at: Tensor | None, ran: Ran, now: Level) -> Past:
-        """The carry for the next step."""
-        count = min(carry.taken + 1, self.starting)
-        skip = self.skipped(carry.taken)
-        _, values, start, kick = ran
-        values = values[skip : skip + self.memory]
-        if not self.remembers_start:
-            return Past(at, values, count)
-        return Past(at, values, count, now, widen(start), kick)
-
-    def on(self, model: Reverse, levels: Level) -> Sequence[Solver]:
+    def on(self, model: Any, levels: Level) -> Sequence[Solver]:
         """All steps of a grid with levels `[n + 1]`: the same legs for tensors `[n]`, split into plain numbers."""
         if not model.answers or self.frame.grouped:
             return ()
@@ -198,47 +203,32 @@ class Table(Solver):
         split = plain(legs, model, len(now.t))
         if split is None:
             return ()
-        if len(legs) == 1 and not self.memory:
+        if len(legs) == 1 and not self.memory and model.linear and not callable(legs[0].want):
             split = [(folded(leg),) for (leg,) in split]
         return self.rows(split)
 
     def rows(self, steps: Sequence[tuple[Leg, ...]], skip: int = 0) -> list[Solver]:
         """One solver per step, from its legs with plain numbers."""
         evals = sum([leg.want is not None for leg in steps[0]])
-        own = evals, self.memory, skip, self.remembers_start, self.stochastic
+        own = evals, self.init_evals, self.memory, skip, self.remembers_start, self.stochastic
         return [Row(self, legs, *own) for legs in steps]
 
 
 @dataclass(frozen=True)
 class Row(Solver):
-    """One step of a table on a known grid: its legs, with plain numbers.
+    """One step of a table on a known grid: its legs, with plain numbers, and what the method says, worked out once.
 
-    keep: how many values are carried, after leaving out the `skip` newest; remembers, draws: whether the start and its
-    noise are carried, and whether there is noise. They are the method's, worked out once.
+    `memory` values are carried, after leaving out the `skip` newest.
     """
 
     method: Table
     legs: tuple[Leg, ...]
     evals: int = 1
-    keep: int = 0
+    init_evals: int = 0
+    memory: int = 0
     skip: int = 0
-    remembers: bool = False
-    draws: bool = False
-
-    @property
-    def init_evals(self) -> int:
-        """The method's."""
-        return self.method.init_evals
-
-    @property
-    def memory(self) -> int:
-        """The method's."""
-        return self.keep
-
-    @property
-    def stochastic(self) -> bool:
-        """The method's."""
-        return self.draws
+    remembers_start: bool = False
+    stochastic: bool = False
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> Past:
         """The method's past, without the values that do not exist yet."""
@@ -246,12 +236,11 @@ class Row(Solver):
         return Past(None, past.values if self.init_evals else ())
 
     def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Past, noise: NoiseSource | None) -> Step:
-        """The legs from now to next."""
-        out, values, start, kick = run(self.legs, model, x, carry, noise if self.draws else None, next)
-        if not self.keep:
+        out, values, start, kick = run(self.legs, model, x, carry, noise if self.stochastic else None, next)
+        if not self.memory:
             return Step(out.to(x.dtype), carry)
-        values = values[self.skip : self.skip + self.keep]
-        if not self.remembers:
+        values = values[self.skip : self.skip + self.memory]
+        if not self.remembers_start:
             return Step(out.to(x.dtype), Past(None, values))
         return Step(out.to(x.dtype), Past(None, values, 0, None, widen(start), kick))
 
@@ -279,11 +268,8 @@ def raw(model: Any, x: Tensor, level: Level) -> Tensor:
 
 def folded(leg: Leg) -> Leg:
     """A leg whose value is not carried: the network's output goes into the step without the prediction made of it."""
-    ask = leg.want
-    if not isinstance(ask, Ask):
-        return leg
-    (on,) = leg.on
-    return leg._replace(want=raw, on_x=leg.on_x + on * ask.on_x, on=(on * ask.on_raw,))
+    (on,), (_, on_x, on_raw) = leg.on, leg.want
+    return leg._replace(want=raw, on_x=leg.on_x + on * on_x, on=(on * on_raw,))
 
 
 def ends(levels: Level) -> tuple[Level, Level]:
