@@ -20,7 +20,7 @@ from sdegen.solvers import methods
 from sdegen.testing import check_solver
 from sdegen.testing.catalogue import public, variants
 
-PROCESSES = {"VP": sd.VP(), "VE": sd.VE(), "EDM": sd.EDM(), "Flow": sd.Flow()}
+PROCESSES = {"VP": sd.VP(), "VE": sd.VE(), "EDM": sd.EDM(), "Flow": sd.Flow(t_max=0.999)}
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 BEGIN = "<!-- begin: benchmarks.methods -->"
 STRONG = ("sd.euler_maruyama()", "sd.reverse_diffusion()", "sd.ddpm()", "sd.dpmpp_sde(order=1)", "sd.dpmpp_sde()")

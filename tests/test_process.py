@@ -71,7 +71,7 @@ def test_a_subclass_needs_two_methods():
 
     samples = sd.sample(mixture(Theirs()), (4, 2), steps=5, dtype=F64, seed=0)
     torch.testing.assert_close(
-        samples, sd.sample(mixture(sd.Flow()), (4, 2), steps=5, dtype=F64, seed=0), rtol=1e-9, atol=1e-9
+        samples, sd.sample(mixture(sd.Flow(t_max=0.999)), (4, 2), steps=5, dtype=F64, seed=0), rtol=1e-9, atol=1e-9
     )
     with pytest.raises(sd.InvalidArgumentError, match="alpha\\(1\\) = 0"):
         sd.sample(mixture(Mine()), (4, 2), steps=5, seed=0)
@@ -100,7 +100,8 @@ def test_rejects_functions_that_are_no_process(alpha, sigma, message):
         lambda: sd.VE(sigma_min=2, sigma_max=1),
         lambda: sd.EDM(sigma_max=float("inf")),
         lambda: sd.EDM(sigma_min=float("nan")),
-        lambda: sd.Flow(t_max=1.0),
+        lambda: sd.Flow(t_max=1.01),
+        lambda: sd.Flow(t_min=-0.01),
         lambda: sd.Cosine(s=-0.1),
         lambda: sd.DiscreteVP(torch.tensor([0.1, 1.5])),
         lambda: sd.DiscreteVP(torch.tensor([0.1, float("nan")])),

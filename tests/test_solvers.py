@@ -13,7 +13,7 @@ import sdegen as sd
 from sdegen.testing import check_solver, reference, slope
 from sdegen.testing.problems import by_lam, uneven
 
-FOUR = {"VP": sd.VP(), "VE": sd.VE(), "EDM": sd.EDM(), "Flow": sd.Flow()}
+FOUR = {"VP": sd.VP(), "VE": sd.VE(), "EDM": sd.EDM(), "Flow": sd.Flow(t_max=0.999)}
 
 
 def path_errors(solver: sd.Solver, ns: tuple[int, ...], grid=uneven) -> list[float]:

@@ -143,7 +143,7 @@ class Queue:
         if self.observe is not None and model.answers:
             model = PreviewModel(model)
         noise = self.source.noise(index)
-        watch = not self.batch.state.x.is_inference()
+        watch = not torch.is_inference_mode_enabled()
         return Rules(self.process, model, self.solver, noise, self.control, event=self.event, alone=True, watch=watch)
 
     def _where(self) -> str:
