@@ -35,7 +35,7 @@ def placed(lam: Tensor) -> Tensor:
 
 def is_end(level: Level) -> tuple[bool, bool]:
     """Whether one level `[]`, readable on the host, is without signal, and whether it is without noise."""
-    alpha, sigma = float(level.alpha), float(level.sigma)
+    alpha, sigma = float(level.alpha.detach()), float(level.sigma.detach())
     return alpha <= 2 * END * sigma, sigma <= 2 * END * alpha
 
 

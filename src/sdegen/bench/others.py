@@ -60,6 +60,13 @@ class View:
         return self.ask(x, level, "data") if self.problem.denoises else x
 
 
+def bounded(process: Any) -> Any:
+    """The process without an end that has no signal, where the levels of other libraries, sigma/alpha, are infinite."""
+    if not process.open_ends[0]:
+        return process
+    return replace(process, t_max=float(process.at(-math.log(1000)).t))
+
+
 @dataclass(frozen=True)
 class Peer:
     """A sampler of another library.
@@ -106,9 +113,10 @@ class Peer:
         """
         ready = self if budget < 1 or self.steps is not None else self.ready(problem, budget, seed, batch_size)
         steps = 1 if ready.steps is None else ready.steps
-        times, view = self.times(problem.process, steps), View(problem)
+        process = bounded(problem.process)
+        times, view = self.times(process, steps), View(problem)
         dtype, device = place(problem.model.module, problem.dtype, None, problem.model.device)
-        x = problem.process.prior(noises.seeds(seed, n, device=device), problem.shape, dtype)
+        x = process.prior(noises.seeds(seed, n, device=device), problem.shape, dtype)
         ends = []
         with seeded(seed, device), torch.no_grad():
             for part in torch.split(x, batch_size or n):

@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from sdegen.scores.mixtures import GaussianMixture
 from sdegen.scores.model import ScoreModel
 
 F64 = torch.float64
-PROCESSES: Mapping[str, Callable[[], Process]] = {"VP": VP, "VE": VE, "EDM": EDM, "Flow": Flow}
+PROCESSES: Mapping[str, Callable[[], Process]] = {"VP": VP, "VE": VE, "EDM": EDM, "Flow": partial(Flow, t_max=0.999)}
 
 
 @dataclass(frozen=True)

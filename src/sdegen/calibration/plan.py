@@ -71,6 +71,10 @@ class Plan(Table):
                 raise InvalidArgumentError(f"a plan's {name} must have shape {list(shape)}, got {list(value.shape)}")
             if name != "errors" and not bool(value.isfinite().all()):
                 raise InvalidArgumentError(f"a plan's {name} must be finite, got {value.tolist()}")
+        if type(self.scale) not in (float, int) or not (math.isnan(self.scale) or 0 < self.scale < math.inf):
+            raise InvalidArgumentError(f"a plan's scale must be a positive number, or NaN, got {self.scale!r}")
+        if type(self.spent) is not int or self.spent < 0:
+            raise InvalidArgumentError(f"a plan's spent must be a whole number >= 0, got {self.spent!r}")
         if bool((self.lams.diff() <= 0).any()):
             raise InvalidArgumentError(f"a plan's lams must increase (towards data), got {self.lams.tolist()}")
         if bool(self.weights.triu(2).any()):
@@ -211,9 +215,14 @@ class Plan(Table):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except module.SafetensorError as error:
             raise InvalidArgumentError(f"{path} is not a safetensors file, which Plan.save writes: {error}") from None
-        if notes.get("format") != _FORMAT or set(tensors) != set(_TENSORS):
+        try:
+            known = json.loads(notes["notes"])
+            fits = notes["format"] == _FORMAT and set(tensors) == set(_TENSORS) and set(known) == {"scale", "spent"}
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
             raise InvalidArgumentError(f"{path} is not a plan of this version: it must be written by Plan.save")
-        return Plan(**tensors, **json.loads(notes["notes"]))
+        return Plan(**tensors, **known)
 
     def __repr__(self) -> str:
         known = "not estimated" if math.isnan(self.error) else f"{self.error:.2g}"

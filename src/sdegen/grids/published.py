@@ -90,6 +90,11 @@ def linspace(process: SDE, n: int) -> Tensor:
 
 def _discrete(process: SDE, n: int, spacing: str, offset: int = 0) -> Tensor:
     n, steps = check_steps(n), _steps(process)
+    if n >= steps:
+        raise InvalidArgumentError(
+            f"{n} steps go through {n + 1} time steps, and {process} has {steps}: steps={steps - 1} at most (the last "
+            f"denoising is evaluation {steps}, nfe={steps})"
+        )
     return check_times((timesteps(n + 1, spacing, steps, offset) + 1).double() / steps, process)
 
 

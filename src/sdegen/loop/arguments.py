@@ -153,7 +153,11 @@ def _check_direction(model: Any, control: Any, solver: Any) -> None:
     """Raises where noise, or a forward SDE, would run the wrong way in time."""
     down = control.runs_down(model.process)
     if down and model.runs_forward:
-        raise InvalidArgumentError("a forward SDE runs from data to noise: times must increase; see sde.reverse(score)")
+        raise InvalidArgumentError(
+            "a forward SDE runs from data to noise: times must increase"
+            + (f" (sd.PI(..., start={model.process.t_min:g}, end={model.process.t_max:g}))" if control.adaptive else "")
+            + "; see sde.reverse(score)"
+        )
     if down is False and solver.stochastic and not model.runs_forward:
         raise InvalidArgumentError(
             f"{solver} is stochastic and runs only towards data: times must decrease (sde.as_forward() is the forward "

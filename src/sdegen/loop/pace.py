@@ -17,6 +17,7 @@ from sdegen.tensors import expand_rows, finite_rows, home, length, mean_square, 
 
 RUNNING = -1
 _PATIENCE = 12
+_REJECTIONS = 50
 _SMALL = 1e-12
 
 
@@ -25,8 +26,8 @@ class Pace(NamedTuple):
 
     step: the next one in the clock; error, earlier: those of the last two accepted steps; total: the sum of the
     squares of all; tries, accepted: counts; broken: attempts that were NaN or Inf, of which a sample has twelve; again:
-    whether the last attempt was rejected; status: RUNNING, or how the sample ended; fresh: whether the next attempt is
-    the first evaluation, which stands still.
+    how many attempts in a row were rejected, of which it has fifty; status: RUNNING, or how the sample ended; fresh:
+    whether the next attempt is the first evaluation, which stands still.
     """
 
     step: Tensor
@@ -81,7 +82,7 @@ class Adaptive(Controller):
         none = torch.zeros(count, dtype=torch.int32, device=device)
         one = torch.ones_like(step)
         status = torch.full_like(none, RUNNING, dtype=torch.int8)
-        pace = Pace(step, one, one, torch.zeros_like(step), none, none, none, none.bool(), status, ~none.bool())
+        pace = Pace(step, one, one, torch.zeros_like(step), none, none, none, none, status, ~none.bool())
         return now, now, pace
 
     def leaving(self, process: Any, now: Level, pace: Pace, step: Tensor | None) -> tuple[Level, Pace]:
@@ -108,7 +109,7 @@ class Adaptive(Controller):
         tried = (self._clock(next) - self._clock(now)).abs()
         factor = self._factor(state, size, step)
         bounds = self.settings
-        most = torch.where(state.again, torch.ones_like(tried), bounds.max_factor)
+        most = torch.where(state.again > 0, torch.ones_like(tried), bounds.max_factor)
         longer = torch.minimum(factor.clamp(min=bounds.min_factor), most)
         shorter = torch.where(finite, factor.clamp(bounds.min_factor, 0.9), bounds.min_factor)
         chosen = torch.where(still, state.step, tried * torch.where(accept, longer, shorter))
@@ -117,7 +118,9 @@ class Adaptive(Controller):
         # good steps make up for none: at the edge of a region of NaN they alternate
         broken = state.broken + (live & ~finite).to(torch.int32)
         tries = state.tries + counted
-        stuck = live & ~still & (now.t == next.t)  # a step below the rounding of its time
+        again = torch.where(live & ~still, torch.where(accept, 0, state.again + 1), state.again)
+        # a step below the rounding of its time, or no end of rejections, as where sigma jumps
+        stuck = (live & ~still & (now.t == next.t)) | (again >= _REJECTIONS)
         status = self._status(state, live, accept, chosen, next, tries, broken, stuck)
         pace = Pace(
             torch.where(live, chosen, state.step),
@@ -127,7 +130,7 @@ class Adaptive(Controller):
             tries,
             state.accepted + moved.to(torch.int32),
             broken,
-            torch.where(live & ~still, ~accept, state.again),
+            again,
             status,
             torch.zeros_like(still),
         )

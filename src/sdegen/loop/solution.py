@@ -127,6 +127,19 @@ class Solution(NamedTuple):
         error = None if self.error is None else self.error[index]
         return Solution(self.x[index], level, nfe, accepted, rejected, status, [], error)
 
+    def __repr__(self) -> str:
+        """A line or two: shapes, how many samples are well, what they cost."""
+        n, at = len(self.x), f"{list(self.x.shape)}, {self.x.dtype}"
+        if not n or not readable(self.status):
+            return f"Solution(x: {at})"
+        kinds = [f"{int((self.status == kind).sum())} {kind.name}" for kind in Status if (self.status == kind).any()]
+        low, high = int(self.nfe.min()), int(self.nfe.max())
+        spent = f"{low}" if low == high else f"{low} to {high}"
+        t = self.level.t
+        ends = f"{float(t.min()):.4g}" + (f" to {float(t.max()):.4g}" if float(t.min()) != float(t.max()) else "")
+        seed = "" if self.seed is None else ", seeds given" if isinstance(self.seed, Tensor) else f", seed={self.seed}"
+        return f"Solution(x: {at}, {', '.join(kinds)}, {spent} evaluations a sample, at t={ends}{seed})"
+
     @staticmethod
     def join(parts: list[Solution]) -> Solution:
         """Several solutions as one, without their paths."""

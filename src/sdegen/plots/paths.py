@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
+from sdegen.loop.solution import Solution
 from sdegen.plots.images import image_grid
 from sdegen.plots.inputs import Times, around, check_tensor, numbers_of, span_of, times_of
 from sdegen.plots.style import COLOURS, INK, figure, headed, look, outside, plain
@@ -20,7 +21,7 @@ _SHAPES = "[steps, n, H, W], [steps, n, 3, H, W], [steps, n, 2], [steps, n] or [
 
 
 def trajectories(
-    states: Tensor,
+    states: Tensor | Solution,
     labels: Sequence[str] = (),
     ax: Axes | None = None,
     *,
@@ -37,9 +38,16 @@ def trajectories(
     - numbers `[steps, n]` or `[steps, n, 1]`: a line per sample over `times` `[steps]`, as the run goes from left to
       right; or over the count of steps; span: (low, high).
 
-    A state that is not finite leaves a gap in its line. Raises InvalidTypeError unless states are a floating tensor,
-    InvalidArgumentError on states of another shape, labels of points or numbers, times of images or points.
+    states may be what `draw(path=True)` returns, whose path and times are shown. A state that is not finite leaves a
+    gap in its line. Raises InvalidTypeError unless states are a floating tensor, InvalidArgumentError on states of
+    another shape, labels of points or numbers, times of images or points, a solution without a path.
     """
+    if isinstance(states, Solution):
+        if not isinstance(states.path, Tensor):
+            raise InvalidArgumentError("this solution has no path of states: draw(..., path=True) keeps one")
+        if times is None and states.levels is not None and _kind(states.path) == "numbers":
+            times = states.levels.t
+        states = states.path
     kind = _kind(states)
     if times is not None and kind != "numbers":
         raise InvalidArgumentError(f"times are the x of numbers [steps, n]; {kind} have none: give labels= or title=")

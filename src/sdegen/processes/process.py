@@ -68,8 +68,8 @@ class Process(SDE):
                     f"{name}(t) must return a tensor like t, got {value!r}; use torch's functions of t"
                 )
         # zero has no logarithm; the law moves by less than the rounding of a float32 state
-        alpha, sigma = torch.where(alpha == 0, END * sigma, alpha), torch.where(sigma == 0, END * alpha, sigma)
-        return Level(t, alpha, sigma)
+        least, faint = (END * sigma).to(alpha.dtype), (END * alpha).to(sigma.dtype)
+        return Level(t, torch.where(alpha == 0, least, alpha), torch.where(sigma == 0, faint, sigma))
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """`(alpha', sigma')` at t, by forward-mode automatic differentiation unless a process knows better."""

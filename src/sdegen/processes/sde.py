@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, hint
 from sdegen.level import Level, check_span
 from sdegen.network import module_behind
 from sdegen.tensors import (
@@ -113,6 +114,40 @@ class SDE(ABC):
         """This SDE as a model that `solve` runs through increasing times."""
         return ForwardSDE(self)
 
+    def to_json(self) -> str:
+        """The SDE as a JSON text, `{"sde": name, parameter: value}`, from which `SDE.from_json` makes it again.
+
+        Raises InvalidTypeError for an SDE that is made of functions, or is no dataclass.
+        """
+        kind: Any = self
+        if not is_dataclass(kind) or type(self).__name__.startswith("_"):
+            raise InvalidTypeError(f"{self} is made of functions, which JSON does not hold: keep its code")
+        values = {f.name: getattr(self, f.name) for f in fields(kind) if f.init}
+        bad = [name for name, value in values.items() if callable(value)]
+        if bad:
+            raise InvalidTypeError(f"{bad[0]} of {self} is a function, which JSON does not hold: give a number")
+        plain = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in values.items()}
+        return json.dumps({"sde": type(self).__name__, **plain})
+
+    @staticmethod
+    def from_json(text: str) -> SDE:
+        """The SDE that `to_json` wrote. Raises InvalidArgumentError for another text."""
+        try:
+            values = json.loads(text)
+            name = values.pop("sde")
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise InvalidArgumentError('an SDE is written as {"sde": "VP", ...}, by its to_json()') from None
+        known = {kind.__name__: kind for kind in _kinds(SDE)}
+        if name not in known:
+            raise InvalidArgumentError(f"unknown SDE {name!r}: {hint(str(name), sorted(known), 'known are')}")
+        made: SDE = known[name](
+            **{
+                key: torch.tensor(v, dtype=torch.float64, device="cpu") if type(v) is list else v
+                for key, v in values.items()
+            }
+        )
+        return made
+
     def transit(self, x: Tensor, now: Level, next: Level, z: Tensor) -> Tensor:
         """x `[B, *S]` at a later level by the exact transition from now, z unit normals `[B, *S]`."""
         raise InvalidTypeError(f"the transitions of {self} are not known: step with euler_maruyama()")
@@ -160,6 +195,14 @@ class _FunctionSDE(SDE):
     def __repr__(self) -> str:
         names = ", ".join(map(named, (self.f, self.g)))
         return f"SDE.from_functions({names}, t_min={self.t_min:g}, t_max={self.t_max:g})"
+
+
+def _kinds(kind: Any) -> Iterator[Any]:
+    """The classes below one that can be written, user's own after the library's."""
+    for inner in kind.__subclasses__():
+        if "__dataclass_fields__" in vars(inner) and not inner.__name__.startswith("_"):
+            yield inner
+        yield from _kinds(inner)
 
 
 class ExactScore(ABC):

@@ -13,7 +13,7 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
 from sdegen.scores.covariances import Covariances, Diagonal, Isotropic, Weights
 from sdegen.scores.low_rank import FactorDiagonal, Spectral
-from sdegen.tensors import Numbers, as_time, numbers, readable, real_advice, tensor
+from sdegen.tensors import Numbers, as_time, home, numbers, readable, real_advice, tensor
 
 
 def log_weights(means: Tensor, weights: Numbers | None) -> Tensor:
@@ -112,7 +112,8 @@ def state(x: Any, shape: Sequence[int]) -> Tensor:
         raise InvalidTypeError(f"x must be a tensor of a floating dtype, got {got}")
     if x.ndim == 0 or x.shape[1:] != shape:
         raise InvalidArgumentError(f"x has shape {list(x.shape)}; this mixture takes [B, *S] with S = {list(shape)}")
-    return x.reshape(x.shape[0], math.prod(shape)).to(torch.float64).contiguous()
+    there = x.device if x.is_meta else home(x.device)
+    return x.reshape(x.shape[0], math.prod(shape)).to(there).to(torch.float64).contiguous()
 
 
 def weights(x: Tensor, level: Level, p: Tensor, q: Tensor) -> Weights:

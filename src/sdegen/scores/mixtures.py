@@ -32,7 +32,7 @@ from sdegen.scores.covariances import Covariances, Weights
 from sdegen.scores.linear import LinearScore
 from sdegen.scores.low_rank import Spectral, condition
 from sdegen.scores.model import ScoreModel, Want, plane
-from sdegen.tensors import Numbers, home, numbers, readable, tensor, widen
+from sdegen.tensors import Numbers, numbers, readable, tensor, widen
 
 Mixture = TypeVar("Mixture", bound="GaussianMixture")
 
@@ -290,8 +290,8 @@ class GaussianMixture:
 
     def _enter(self: Mixture, x: Tensor) -> tuple[Mixture, Tensor]:
         """The mixture on x's device, and x `[B, *S]` as `[B, D]` in float64."""
-        there = x.device if x.is_meta else home(x.device)
-        return self.to(there), inputs.state(x.to(there), self._shape)
+        flat = inputs.state(x, self._shape)
+        return self.to(flat.device), flat
 
     def _seen(self, flat: Tensor, at: Weights) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`log pi_k + log N(x; alpha m_k, C_k)` `[B, K]`, and what `Covariances.combine` takes as `seen`."""

@@ -25,6 +25,7 @@ from sdegen.solvers.eta import Eta, EtaFunction, LevelEta, eta_of_step, is_zero
 from sdegen.solvers.frame import Frame
 
 FAR = 1e20
+_NEAREST = 0.02
 _SERIES = 26
 _NEAR = 1.5
 _TOP = 8
@@ -129,10 +130,24 @@ def weights(
     or the others are far: 'exact' by its integral; 'midpoint' by its value in the middle of the step times I_0; 'flat'
     by its value at now times I_0 and, without the kernel, its slope times h^2/2. All agree to h^3.
     """
+    at = _apart(at, frame.coordinate(next) - frame.coordinate(now))
     integrals = _integrals(frame, eta, now, next, at, pair)
     nodes, last = _weights(integrals, at)
     decay, scale = _outside(frame, eta, now, next)
     return Weights(decay, scale[..., None] * nodes, scale[..., None] * last)
+
+
+def _apart(at: Tensor, h: Tensor) -> Tensor:
+    """The nodes without those that all but meet a newer one: `FAR` in place of what is nearer than h/50.
+
+    Values differ by more than N does, as each is that of an inexact x; over a small gap that is a wild slope.
+    """
+    least = _NEAREST * h.abs()
+    columns = [at[..., 0]]
+    for j in range(1, at.shape[-1]):
+        met = (at[..., j : j + 1] - at[..., :j]).abs().amin(-1) < least
+        columns.append(torch.where(met, FAR * (j + 1.5), at[..., j]))
+    return at if len(columns) == 1 else torch.stack(columns, -1)
 
 
 def newton(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at: Tensor) -> tuple[Tensor, Tensor]:

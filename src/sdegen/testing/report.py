@@ -195,6 +195,10 @@ class Report:
         """How many generated cases were tried."""
         return sum(o.examples for o in self.outcomes)
 
+    def __repr__(self) -> str:
+        bad = ", ".join(o.prop.name for o in self.failed)
+        return f"Report({self.title!r}: {len(self.outcomes)} properties, {'failed: ' + bad if bad else 'none failed'})"
+
     def __getitem__(self, name: str) -> Outcome:
         found = {o.prop.name: o for o in self.outcomes}
         if name not in found:
