@@ -8,11 +8,20 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_batchedtensor
-from torch._C._functorch import is_functorch_wrapped_tensor as _wrapped
-from torch._subclasses import FakeTensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreError, ScoreShapeError, ScoreTypeError
+
+try:  # private names of torch, which may go: without them what torch.func and tracing wrap is taken for plain
+    from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+    from torch._subclasses import FakeTensor
+
+    wrapped = is_functorch_wrapped_tensor
+except ImportError:
+    FakeTensor = type("FakeTensor", (), {})  # type: ignore[assignment, misc]
+
+    def wrapped(tensor: Tensor) -> bool:
+        return False
+
 
 T = TypeVar("T")
 _HALF = (torch.float16, torch.bfloat16)
@@ -101,7 +110,7 @@ def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
         if total is None:
             total = value if times is None else times * value
         # without another large tensor: memory that is new costs more than the sum
-        elif owned and value.shape == total.shape and value.dtype == total.dtype and not _wrapped(value):
+        elif owned and value.shape == total.shape and value.dtype == total.dtype and not wrapped(value):
             total.add_(value, alpha=times or 1.0)
         else:
             total = torch.add(total, value, alpha=times or 1.0)
@@ -208,7 +217,7 @@ def readable(x: Tensor) -> bool:
         return False
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
-    while _wrapped(x):
+    while wrapped(x):
         if is_batchedtensor(x):
             return False
         x = get_unwrapped(x)

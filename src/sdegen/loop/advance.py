@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from sdegen.errors import ScoreError
 from sdegen.level import Level
@@ -17,7 +16,7 @@ from sdegen.loop.dense import EventFinder
 from sdegen.loop.solution import Solution, Status
 from sdegen.processes.sde import SDE
 from sdegen.solvers.base import Solver, Step, check_step
-from sdegen.tensors import at_home, finite_rows, home, readable, where_rows
+from sdegen.tensors import at_home, finite_rows, home, readable, where_rows, wrapped
 
 
 class Fate(NamedTuple):
@@ -102,7 +101,7 @@ def advance(rules: Rules, state: State, k: int) -> State:
     if rules.alone:
         return _alone(rules, state, step, accept, after, beyond, control, found)
     # a state that is batched by vmap cannot be read, though the start could
-    readable_x = rules.cheap and not is_functorch_wrapped_tensor(step.x)
+    readable_x = rules.cheap and not wrapped(step.x)
     together = readable_x and state.fate is None and accept is True and found is None
     # one sum per step: it is not finite if a value is not; huge values may only look so
     if together and math.isfinite(float(step.x.detach().sum(dtype=rules.dtype))):

@@ -329,10 +329,9 @@ class ScoreModel(Model):
 
         Raises InvalidTypeError where no module is behind it.
         """
-        self._found().to(*args, **options)
-        device = torch._C._nn._parse_to(*args, **options)[0]
-        if device is not None:
-            self._conditions = self._conditions.to(device)
+        moved = next(iter(self._found().to(*args, **options).parameters()), None)
+        if moved is not None:
+            self._conditions = self._conditions.to(moved.device)
         return self
 
     def _found(self) -> torch.nn.Module:
