@@ -17,7 +17,6 @@ ORDER = (
     "errors",
     "tensors",
     "level",
-    "network",
     "noise",
     "processes",
     "grids",

@@ -10,11 +10,12 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level, is_end
 from sdegen.loop.dense import check_dense
 from sdegen.noise import Brownian
+from sdegen.processes.diffusions import check_diffusion
 from sdegen.processes.process import check_process
 from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.scores.model import Model
 from sdegen.solvers.base import Solver
-from sdegen.tensors import as_time, check_diffusion, check_state, readable
+from sdegen.tensors import as_time, check_state, readable
 
 
 def check_model(model: Any) -> None:

@@ -13,18 +13,9 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, hint
 from sdegen.level import Level, check_span
-from sdegen.network import module_behind
-from sdegen.tensors import (
-    as_time,
-    batch_time,
-    call_score,
-    check_diffusion,
-    expect_like,
-    gram,
-    like,
-    named,
-    unedited,
-)
+from sdegen.processes.callables import module_behind
+from sdegen.processes.diffusions import check_diffusion, gram
+from sdegen.tensors import as_time, batch_time, call_score, expect_like, like, named, unedited
 
 if TYPE_CHECKING:
     from sdegen.scores.model import Model
@@ -122,7 +113,7 @@ class SDE(ABC):
         kind: Any = self
         if not is_dataclass(kind) or type(self).__name__.startswith("_"):
             raise InvalidTypeError(f"{self} is made of functions, which JSON does not hold: keep its code")
-        values = {f.name: getattr(self, f.name) for f in fields(kind) if f.init}
+        values = {f.name: vars(self)[f.name] for f in fields(kind) if f.init}
         bad = [name for name, value in values.items() if callable(value)]
         if bad:
             raise InvalidTypeError(f"{bad[0]} of {self} is a function, which JSON does not hold: give a number")

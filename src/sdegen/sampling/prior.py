@@ -50,7 +50,11 @@ def as_law(prior: Any, event: tuple[int, ...], process: Any) -> Law:
                 f"{list(std.shape)}"
             ) from None
         return Gaussian(shaped[0], std=shaped[1])
-    if not (callable(getattr(prior, "sample", None)) and callable(getattr(prior, "log_prob", None))):
+    try:
+        lawful = callable(prior.sample) and callable(prior.log_prob)
+    except AttributeError:
+        lawful = False
+    if not lawful:
         raise InvalidTypeError(
             "prior must be (mean, std) of the data, sd.Gaussian(mean, cov=cov), or a law with sample(n, seed=, level=, "
             f"dtype=) and log_prob(x, level); got {prior!r}"

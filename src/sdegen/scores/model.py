@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, unknown_keywords, warn_caller
 from sdegen.level import Level, check_level
-from sdegen.network import module_behind, picklable, takes_one
+from sdegen.processes.callables import module_behind, picklable, takes_one
 from sdegen.processes.process import Process
 from sdegen.scores.conditions import Conditions
 from sdegen.scores.plane import Want, convert, plane

@@ -13,10 +13,11 @@ from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.grids import Grid, natural
 from sdegen.level import Level
 from sdegen.noise.normals import NoiseSource
+from sdegen.processes.diffusions import diffuse, noise_like
 from sdegen.processes.sde import check_eta
 from sdegen.solvers.base import Carry, OneStep, Reverse, Step, check_reverse, check_score_model, draw
 from sdegen.solvers.frames import TIME
-from sdegen.tensors import combine, diffuse, like, noise_like, widen
+from sdegen.tensors import combine, like, widen
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch._subclasses import FakeTensorMode
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
+from sdegen.processes.diffusions import gram, noise_like
 from sdegen.processes.sde import SDE
 from sdegen.sampling.sample import forward
-from sdegen.tensors import gram, noise_like
 from sdegen.testing.checks.shared import host_reads, leaves_alone
 from sdegen.testing.guards import differing
 from sdegen.testing.problems import off_knots

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CALL = "__call__"
-
 
 def module_behind(function: Any) -> torch.nn.Module | None:
     """The module that a callable is or has: in its closure, the globals it names, its parts or its object.
@@ -61,7 +59,8 @@ def _parts(value: Any) -> list[Any]:
         return list(value.values())
     if isinstance(value, list | tuple):
         return list(value)
-    return [*vars(value).values(), getattr(type(value), _CALL, None)] if hasattr(value, "__dict__") else []
+    own = [type(value).__call__] if callable(value) else []
+    return [*vars(value).values(), *own] if hasattr(value, "__dict__") else []
 
 
 def takes_one(net: Callable[..., Any], condition: Iterable[str]) -> bool:
