@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,11 +27,13 @@ class Level(NamedTuple):
 END = 1e-9
 """What stands for a scale that is zero beside the other: a process may begin without signal and end without noise."""
 ENDLESS, _PLACE = 18.0, 8.0
+EDGE = math.log(1000)
+"""The log-SNR next to an end without signal or noise, where methods that take no such end begin or stop."""
 
 
-def placed(lam: Tensor) -> Tensor:
+def placed(lam: Tensor, place: float = _PLACE) -> Tensor:
     """lam as a place among others: where there is no signal, or no noise, no farther than where neither changes."""
-    return torch.where(lam.abs() > ENDLESS, torch.sign(lam) * _PLACE, lam)
+    return torch.where(lam.abs() > ENDLESS, torch.sign(lam) * place, lam)
 
 
 def is_end(level: Level) -> tuple[bool, bool]:

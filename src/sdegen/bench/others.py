@@ -14,7 +14,7 @@ from sdegen import noise as noises
 from sdegen.bench.contenders import Drawn, affordable, idle
 from sdegen.bench.problems import Problem
 from sdegen.grids import Grid
-from sdegen.level import Level
+from sdegen.level import EDGE, Level
 from sdegen.scores.model import place
 from sdegen.testing.guards import seeded
 
@@ -64,7 +64,7 @@ def bounded(process: Any) -> Any:
     """The process without an end that has no signal, where the levels of other libraries, sigma/alpha, are infinite."""
     if not process.open_ends[0]:
         return process
-    return replace(process, t_max=float(process.at(-math.log(1000)).t))
+    return replace(process, t_max=float(process.at(-EDGE).t))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.calibration.plan import Plan
 from sdegen.errors import InvalidTypeError, ScoreError
-from sdegen.level import Level
+from sdegen.level import EDGE, Level, placed
 from sdegen.processes.process import Process
 from sdegen.processes.schedules import EDM
 from sdegen.scores.model import convert, plane
@@ -237,8 +237,11 @@ def trace(probe: Probe, y: Tensor, lams: Tensor, scale: float) -> Path:
 
 
 def span(process: Process) -> tuple[Tensor, Tensor]:
-    """The log-SNRs at t_max and t_min. Raises InvalidTypeError for what is no Process."""
+    """The log-SNRs at t_max and t_min, or next to ends without signal or noise.
+
+    Raises InvalidTypeError for what is no Process.
+    """
     if not process.gaussian:
         raise InvalidTypeError(f"calibrate needs a Process with alpha and sigma, got {process}")
-    ends = process.level(torch.tensor([process.t_max, process.t_min], dtype=F64, device="cpu")).lam
+    ends = placed(process.level(torch.tensor([process.t_max, process.t_min], dtype=F64, device="cpu")).lam, EDGE)
     return ends[0], ends[1]

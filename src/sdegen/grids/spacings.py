@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_positive
-from sdegen.level import ENDLESS
+from sdegen.level import EDGE, placed
 from sdegen.processes.process import Process, check_levels
 from sdegen.processes.sde import SDE
 from sdegen.tensors import as_tensor, has_dtype, readable
 
 Grid = Callable[[SDE, int], Tensor]
 Time = float | None
-_FAR = math.log(1000)
 Place = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -144,9 +143,8 @@ def _in_lam(process: SDE, n: int, start: Time, end: Time, place: Place) -> Tenso
     def at(part: Tensor, *ends: Tensor) -> Tensor:
         levels = linear.level(torch.stack(ends))
         check_levels(linear, levels)
-        lams = levels.lam
         # an end without signal or noise is infinitely far: one step leads from it, or to it
-        return linear.at(place(part, *torch.where(lams.abs() > ENDLESS, torch.sign(lams) * _FAR, lams))).t
+        return linear.at(place(part, *placed(levels.lam, EDGE))).t
 
     return in_time(process, n, start, end, at)
 

@@ -20,6 +20,7 @@ from sdegen.tensors import as_time, batch_time, call_score, expect_like, like, n
 if TYPE_CHECKING:
     from sdegen.scores.model import Model
 
+_MOST_NOISE = 1e4
 Field = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -350,5 +351,7 @@ def check_eta(eta: float) -> None:
     """Raises InvalidArgumentError unless eta is finite and not negative, InvalidTypeError unless it is a number."""
     if not isinstance(eta, (int, float)):
         raise InvalidTypeError(f"eta must be a number, got {eta!r}")
-    if not 0.0 <= eta < float("inf"):
-        raise InvalidArgumentError(f"eta must be finite and >= 0, got {eta} (0: probability flow, 1: reverse SDE)")
+    if not 0.0 <= eta <= _MOST_NOISE:
+        raise InvalidArgumentError(
+            f"eta must be in [0, {_MOST_NOISE:g}], got {eta} (0: probability flow, 1: reverse SDE)"
+        )

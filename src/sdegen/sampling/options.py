@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.grids import by_time, check_steps, check_times
+from sdegen.level import EDGE
 from sdegen.loop.arguments import check_numbers
 from sdegen.loop.control import Fixed
 from sdegen.loop.tolerance import PI
@@ -22,8 +22,6 @@ from sdegen.solvers.methods import adams, adaptive_heun, default, euler_maruyama
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.tableaus import HEUN
 from sdegen.tensors import as_tensor, has_dtype, named
-
-_FAR = math.log(1000)
 
 
 def inside(start: Any, process: Any) -> float:
@@ -142,9 +140,9 @@ def closed(model: Any, solver: Solver, start: float | None, end: float | None) -
     process = model.process
     no_signal, no_noise = process.open_ends
     if no_signal and start is None and not solver.noise_end:
-        start = float(process.at(-_FAR).t)
+        start = float(process.at(-EDGE).t)
     if no_noise and end is None and not solver.data_end and not model.says(process.level(process.t_min))[1]:
-        end = float(process.at(_FAR).t)
+        end = float(process.at(EDGE).t)
     return start, end
 
 
