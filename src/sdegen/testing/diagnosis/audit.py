@@ -110,7 +110,11 @@ def audit(
     batches = _batches(model, rows, levels, samples, seed)
     dtype = working_dtype(batches[0].model, batches[0].noise, data.dtype if isinstance(data, Tensor) else F64)
     mean, variance = rows.mean(0), rows.var(0, correction=0)
-    levels_ = [process.level(process.t_max), *(process.at(lam) for lam in lams[1:-1]), process.level(process.t_min)]
+    first, last = (
+        process.at(lam) if is_open else process.level(t)
+        for lam, is_open, t in zip((lams[0], lams[-1]), process.open_ends, (process.t_max, process.t_min))
+    )
+    levels_ = [first, *(process.at(lam) for lam in lams[1:-1]), last]
     table = tuple(_row(level, batch, mean, variance, dtype) for level, batch in zip(levels_, batches))
     read = _readings(model, _telling(model, table, variance), batches[1:-1], variance, dtype)
     found = find(model, process, table, read, rows, batches[levels // 2], dtype)
