@@ -6,6 +6,7 @@ import math
 
 from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.grids import angular, karras, natural
+from sdegen.processes.sde import check_eta
 from sdegen.solvers.adams import Adams
 from sdegen.solvers.base import Solver
 from sdegen.solvers.compose import PC, Ancestral, Churn
@@ -299,8 +300,15 @@ def adams(order: int | None = None, sigma_data: float = 1.0, eta: float = 0.0) -
 
     order: the highest, 6 if None. sigma_data: the scale of the data (EDM's networks: 0.5). eta > 0: in WIENER, with the
     noise of a Brownian path and, if None, order 2 (docs/adaptive.md compares them). No peer has it;
-    torchdiffeq's implicit_adams is of the kind, in t and for the whole batch.
+    torchdiffeq's implicit_adams is of the kind, in t and for the whole batch. Raises InvalidArgumentError for an eta
+    above 10, whose steps would be as many as `eta^2` asks for.
     """
+    check_eta(eta)
+    if eta > 10:
+        raise InvalidArgumentError(
+            f"adaptive steps follow all of the noise, and eta={eta:g} asks for about {100 * eta**2:.0e} of them: take "
+            "an eta up to 10, or a fixed grid"
+        )
     if eta:
         return Adams(2 if order is None else order, WIENER(sigma_data=sigma_data), eta)
     return Adams(6 if order is None else order, ANGLE(sigma_data=sigma_data, variable=log_snr))
