@@ -237,10 +237,11 @@ def call_score(
             f"the score function returned {type(out).__name__}; it must return a torch.Tensor{_advice(out)}"
         )
     if out.shape != shape:
-        double = out.ndim == x.ndim > 1 and out.shape == (x.shape[0], 2 * x.shape[1], *x.shape[2:])
+        other = [k for k in range(1, x.ndim) if out.ndim == x.ndim and out.shape[k] != x.shape[k]]
+        double = len(other) == 1 and out.shape[0] == x.shape[0] and out.shape[other[0]] == 2 * x.shape[other[0]]
         raise ScoreShapeError(
             f"the score function returned {list(out.shape)} for x {list(x.shape)}; it must return shape {list(shape)}"
-            + ("; twice the channels are a prediction and a variance: lambda x, t: net(x, t).chunk(2, 1)[0]" * double)
+            + (f"; twice the channels are a prediction and a variance: {_first(other[0])}" if double else "")
         )
     if out.device != x.device:
         raise ScoreTypeError(f"the score function returned a tensor on {out.device} for x on {x.device}; move one")
@@ -252,6 +253,10 @@ def call_score(
             )
         out = out.to(x.dtype)
     return out
+
+
+def _first(dim: int) -> str:
+    return f"lambda x, t: net(x, t).chunk(2, {dim})[0]"
 
 
 def _advice(out: Any) -> str:
@@ -315,7 +320,8 @@ def tensor(name: str, value: Numbers) -> Tensor:
             f"{name} must be a tensor, an array or (nested lists of) numbers, got {type(value).__name__}"
         ) from error
     if found.is_complex() or found.dtype == torch.bool:
-        raise InvalidTypeError(f"{name} must be real numbers, got dtype {found.dtype}; convert it to float64")
+        advice = "take torch.view_as_real of it" if found.is_complex() else "convert it to float64"
+        raise InvalidTypeError(f"{name} must be real numbers, got dtype {found.dtype}; {advice}")
     if readable(found) and not bool(found.isfinite().all()):
         raise InvalidArgumentError(
             f"{name} must be finite; {int((~found.isfinite()).sum())} of its {found.numel()} numbers are not"

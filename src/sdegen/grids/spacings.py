@@ -174,7 +174,10 @@ def check_steps(n: int, name: str = "steps") -> int:
 
 def check_times(times: Any, sde: SDE | None = None) -> Tensor:
     """Times `[n + 1]` as float64 on the host, or an error unless finite, strictly monotone and inside the span."""
-    values = as_tensor(times)
+    try:
+        values = as_tensor(times)
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(f"times must be numbers, [n + 1], got {times!r}") from error
     if values.requires_grad:
         raise InvalidArgumentError("times that require gradients are not followed by the loop; detach them")
     if values.dtype == torch.bool or values.is_complex():

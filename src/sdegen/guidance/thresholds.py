@@ -59,6 +59,12 @@ class EditedModel(ModelMap):
         part._own = self._own.rows(index)
         return part
 
+    def sized(self, n: int) -> EditedModel:
+        """The same for n samples."""
+        whole = cast(EditedModel, super().sized(n))
+        whole._own = self._own.sized(n)
+        return whole
+
     def check_batch(self, n: int) -> None:
         """The model's own check, and the edit's conditions."""
         super().check_batch(n)
@@ -115,7 +121,11 @@ def dynamic_threshold(model: Model, quantile: float = 0.995, bound: float = 1.0)
     (Saharia et al. 2022, sec. 2.3). diffusers' thresholding=True, without its upper limit of q. Raises
     InvalidArgumentError unless 0 < quantile <= 1 and bound > 0.
     """
-    if not (0 < quantile <= 1 and bound > 0):
+    try:
+        right = 0 < quantile <= 1 and bound > 0
+    except TypeError:
+        raise InvalidTypeError(f"quantile and bound must be numbers, got {quantile!r} and {bound!r}") from None
+    if not right:
         raise InvalidArgumentError(f"quantile must be in (0, 1] and bound positive, got {quantile} and {bound}")
 
     return map_data(model, functools.partial(_scaled, quantile=quantile, bound=bound), "dynamic_threshold")

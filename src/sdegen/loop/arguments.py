@@ -97,7 +97,7 @@ def check_ends(model: Any, solver: Solver, first: Level, last: Level) -> None:
         no_signal, no_noise = is_end(level)
         if not (no_signal or no_noise):
             continue
-        data, noise = model.says(level) if model.answers else (True, True)
+        data, noise = model.says(level)
         if no_signal and not data and (here or not solver.data_end):
             raise InvalidArgumentError(
                 f"alpha is 0 at t={float(level.t):g}, where noise or a score says nothing of the data: predict 'data', "

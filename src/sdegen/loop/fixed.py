@@ -77,9 +77,10 @@ def solve(
     warn_if_training(model.module)
     try:
         if isinstance(controller, PI):
+            whole_model = model.sized(len(x))
             source = Source(
                 len(x),
-                lambda index: model.rows(index.to(x.device)),
+                lambda index: whole_model.rows(index.to(x.device)),
                 lambda index: x[index.to(x.device)],
                 lambda index: None if noise is None else noise.rows(index.to(x.device)),  # type: ignore[attr-defined]
             )

@@ -168,9 +168,10 @@ def ended(solution: Solution, on_failure: str) -> Solution:
     first, count = failed[0], len(solution.status)
     kinds = {int(solution.status[i]) for i in failed}
     what = " or ".join(text for kind, text in FAILED.items() if kind in kinds)
+    wide = " (overflow is Inf too: float16 ends at 65504)" if solution.x.dtype == torch.float16 else ""
     rest = "The others are finished, in this error's `partial`; " if len(failed) < count else ""
     raise SolveError(
-        f"{len(failed)} of {count} samples {what} (rows {shown}); row {first} after "
+        f"{len(failed)} of {count} samples {what}{wide} (rows {shown}); row {first} after "
         f"{int(solution.accepted[first])} good steps, at t={float(solution.level.t[first]):.6g}. {rest}"
         'solve(..., on_failure="return") returns all with their status',
         solution,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sdegen.tensors import named
 
 
 def module_behind(function: Any) -> torch.nn.Module | None:
@@ -57,14 +60,25 @@ def _parts(value: Any) -> list[Any]:
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, Mapping):
         return list(value.values())
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | frozenset):
         return list(value)
     own = [type(value).__call__] if callable(value) else []
-    return [*vars(value).values(), *own] if hasattr(value, "__dict__") else []
+    return [*_attributes(value), *own]
+
+
+def _attributes(value: Any) -> list[Any]:
+    """What an object holds, in its dict or in slots."""
+    slots = [name for kind in type(value).__mro__ for name in _names(vars(kind).get("__slots__", ()))]
+    return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name) for name in slots if hasattr(value, name))]
+
+
+def _names(slots: str | Iterable[str]) -> Iterable[str]:
+    return (slots,) if isinstance(slots, str) else slots
 
 
 def takes_one(net: Callable[..., Any], condition: Iterable[str]) -> bool:
     """Whether a network takes x alone, and no time, beside its conditions."""
+    net = getattr(net, "_orig_mod", net)  # of a compiled module, which takes anything
     try:
         known = inspect.signature(net.forward if isinstance(net, torch.nn.Module) else net).parameters.values()
     except (TypeError, ValueError):  # no signature to be had
@@ -75,9 +89,9 @@ def takes_one(net: Callable[..., Any], condition: Iterable[str]) -> bool:
 
 
 class _Local:
-    """A function that pickle cannot find by its name, for pickle."""
+    """A callable made of a function that pickle cannot find by its name, for pickle."""
 
-    def __init__(self, function: types.FunctionType) -> None:
+    def __init__(self, function: Any) -> None:
         self.function = function
 
     def __reduce__(self) -> tuple[Any, tuple[bytes]]:
@@ -85,7 +99,7 @@ class _Local:
             import cloudpickle  # type: ignore[import-untyped]
         except ImportError:
             raise pickle.PicklingError(
-                f"{self.function.__qualname__} is a lambda or a local function, which pickle cannot find again: "
+                f"{named(self.function)} is or holds a lambda or a local function, which pickle cannot find again: "
                 "pip install cloudpickle, which sdegen uses where it is there, or define it with def at the top of a "
                 "module, or as a torch.nn.Module"
             ) from None
@@ -94,9 +108,16 @@ class _Local:
 
 def picklable(state: Mapping[str, Any]) -> dict[str, Any]:
     """An object's state, lambdas and local functions in a form that pickle takes."""
-    local = {
-        name: _Local(value)
-        for name, value in state.items()
-        if isinstance(value, types.FunctionType) and "<" in value.__qualname__
-    }
-    return {**state, **local}
+    return {name: _Local(value) if _is_local(value) else value for name, value in state.items()}
+
+
+def _is_local(value: Any) -> bool:
+    """Whether a callable is or holds a function that is not found again by its name."""
+    if isinstance(value, types.FunctionType):
+        found: Any = sys.modules.get(value.__module__)
+        for name in value.__qualname__.split("."):
+            found = getattr(found, name, None)
+        return found is not value
+    if isinstance(value, functools.partial):
+        return any(map(_is_local, (value.func, *value.args, *value.keywords.values())))
+    return isinstance(value, types.MethodType) and _is_local(value.__func__)

@@ -219,13 +219,15 @@ def check_process(process: Any) -> None:
     """Raises InvalidArgumentError unless, over its span, alpha and sigma are positive and alpha/sigma falls."""
     with torch.no_grad():
         t = torch.linspace(process.t_min, process.t_max, 129, dtype=torch.float64, device="cpu")
-        level = process.level(t)
-    for name, value in (("alpha", level.alpha), ("sigma", level.sigma)):
-        if value.shape != t.shape:
+        own = process.alpha(t), process.sigma(t)
+    for name, value in zip(("alpha", "sigma"), own):
+        if isinstance(value, Tensor) and value.shape not in ((), t.shape):
             raise InvalidArgumentError(
                 f"{name}(t) must have t's shape, {list(t.shape)}, got {list(value.shape)}; a constant is "
                 "torch.full_like(t, c)"
             )
+    with torch.no_grad():
+        level = process.level(t)
     if readable(level.alpha) and readable(level.sigma):
         check_levels(process, level)
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, hint
-from sdegen.level import Level, check_span
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, SdegenError, hint
+from sdegen.level import Level, check_span, is_end
 from sdegen.processes.callables import module_behind
 from sdegen.processes.diffusions import check_diffusion, gram
-from sdegen.tensors import as_time, batch_time, call_score, expect_like, like, named, unedited
+from sdegen.tensors import as_time, batch_time, call_score, expect_like, like, named, tensor, unedited
 
 if TYPE_CHECKING:
     from sdegen.scores.model import Model
@@ -130,14 +130,15 @@ class SDE(ABC):
         except (ValueError, KeyError, AttributeError, TypeError):
             raise InvalidArgumentError('an SDE is written as {"sde": "VP", ...}, by its to_json()') from None
         known = {kind.__name__: kind for kind in _kinds(SDE)}
-        if name not in known:
+        if str(name) not in known:
             raise InvalidArgumentError(f"unknown SDE {name!r}: {hint(str(name), sorted(known), 'known are')}")
-        made: SDE = known[name](
-            **{
-                key: torch.tensor(v, dtype=torch.float64, device="cpu") if type(v) is list else v
-                for key, v in values.items()
-            }
-        )
+        try:
+            given = {key: tensor(key, v).double() if type(v) is list else v for key, v in values.items()}
+            made: SDE = known[name](**given)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, SdegenError):
+                raise
+            raise InvalidArgumentError(f"{values} are no parameters of {name}: {error}") from None
         return made
 
     def transit(self, x: Tensor, now: Level, next: Level, z: Tensor) -> Tensor:
@@ -258,6 +259,14 @@ class ReverseSDE:
         """The same for the samples `index` `[b]` of the model's per-sample conditions."""
         return self if self._predictor is None else replace(self, score=self._predictor.rows(index))
 
+    def says(self, level: Level) -> tuple[bool, bool]:
+        """Whether its drift tells the data, and the noise: without signal it is a difference of infinities."""
+        return not is_end(level)[0], True
+
+    def sized(self, n: int) -> ReverseSDE:
+        """The same, its model's conditions known to be for n samples."""
+        return self if self._predictor is None else replace(self, score=self._predictor.sized(n))
+
     def check_batch(self, n: int) -> None:
         """The model's own check of its per-sample conditions."""
         if self._predictor is not None:
@@ -329,6 +338,10 @@ class ForwardSDE(ReverseSDE):
     def __post_init__(self) -> None:
         if not isinstance(self.sde, SDE):
             raise InvalidTypeError(f"ForwardSDE takes an SDE, got {self.sde!r}")
+
+    def says(self, level: Level) -> tuple[bool, bool]:
+        """Everything: it needs no score."""
+        return True, True
 
     def score_at(self, x: Tensor, t: Tensor) -> Tensor:
         """Raises InvalidTypeError: a forward SDE has no score."""

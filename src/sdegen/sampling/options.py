@@ -91,7 +91,7 @@ def steps_of(model: Any, solver: Solver, nfe: Any, steps: Any, denoise: bool) ->
     if solver.own_steps is not None:
         own_cost = solver.cost(solver.own_steps) + nfe - rest
         if solver.own_error is None or own_cost != nfe:
-            raise InvalidArgumentError(f"{solver} has steps of its own, of {own_cost} evaluations: leave nfe out")
+            raise InvalidArgumentError(f"{solver!r} has steps of its own, of {own_cost} evaluations: leave nfe out")
         return solver.own_steps
     most = rest
     while most and solver.cost(most) > rest:
@@ -135,11 +135,21 @@ def on_grid(
     return made if isinstance(made, Fixed) else Fixed(made)
 
 
+def check_cost(control: Fixed, solver: Solver, nfe: int, last: bool) -> None:
+    """Raises InvalidArgumentError where a grid makes more of its steps than so many evaluations, as a Restart's."""
+    cost = (control.cost(solver) or 0) + last
+    if cost > nfe:
+        raise InvalidArgumentError(
+            f"the grid adds steps of its own and takes {cost} evaluations, more than nfe={nfe}: say its number of "
+            "steps instead, steps=n"
+        )
+
+
 def closed(model: Any, solver: Solver, start: float | None, end: float | None) -> tuple[float | None, float | None]:
     """Where to start and stop on a span whose ends lack signal or noise: inside, where the solver takes no such end."""
     process = model.process
     no_signal, no_noise = process.open_ends
-    if no_signal and start is None and not solver.noise_end:
+    if no_signal and start is None and not (solver.noise_end and model.answers):
         start = float(process.at(-EDGE).t)
     if no_noise and end is None and not solver.data_end and not model.says(process.level(process.t_min))[1]:
         end = float(process.at(EDGE).t)

@@ -13,7 +13,7 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreError, Sd
 from sdegen.level import Level
 from sdegen.scores.mixtures import Gaussian
 from sdegen.scores.model import place
-from sdegen.tensors import check_state, finite_rows, home, readable, tensor
+from sdegen.tensors import check_state, described, finite_rows, home, readable, tensor
 
 Seed: TypeAlias = int | Tensor | torch.Generator | None
 """A number, int64 seeds `[n]`, a generator that a number is drawn from, or None for one of the operating system's."""
@@ -50,11 +50,7 @@ def as_law(prior: Any, event: tuple[int, ...], process: Any) -> Law:
                 f"{list(std.shape)}"
             ) from None
         return Gaussian(shaped[0], std=shaped[1])
-    try:
-        lawful = callable(prior.sample) and callable(prior.log_prob)
-    except AttributeError:
-        lawful = False
-    if not lawful:
+    if isinstance(prior, type) or not all(callable(getattr(prior, name, None)) for name in ("sample", "log_prob")):
         raise InvalidTypeError(
             "prior must be (mean, std) of the data, sd.Gaussian(mean, cov=cov), or a law with sample(n, seed=, level=, "
             f"dtype=) and log_prob(x, level); got {prior!r}"
@@ -98,10 +94,10 @@ def begin_at(
         return own.to(dtype)
     level = process.level(first)
     if law is not None:
-        drawn = law.sample(len(seeds), seed=seeds, level=level, dtype=dtype)
-        if drawn.shape != (len(seeds), *event):
-            raise InvalidArgumentError(f"the prior's sample must be {[len(seeds), *event]}, got {list(drawn.shape)}")
-        return drawn.to(seeds.device, dtype)
+        drawn: Any = law.sample(len(seeds), seed=seeds, level=level, dtype=dtype)
+        if not isinstance(drawn, Tensor) or drawn.shape != (len(seeds), *event):
+            raise InvalidArgumentError(f"the prior's sample must be {[len(seeds), *event]}, got {described(drawn)}")
+        return representable(drawn.to(seeds.device, dtype), level)
     x: Tensor = process.prior(seeds, event, dtype)
     if not readable(first):
         return x
@@ -117,12 +113,12 @@ def begin_at(
     if not last:
         scale: Tensor = level.sigma / process.sigma(torch.full_like(first, process.t_max))
         x = x * scale.to(dtype)
-    return _finite(x, level) if dtype == torch.float16 else x
+    return representable(x, level)
 
 
-def _finite(x: Tensor, level: Level) -> Tensor:
-    """x, or InvalidArgumentError where its dtype cannot hold it."""
-    if not bool(finite_rows(x).all()):
+def representable(x: Tensor, level: Level) -> Tensor:
+    """States at a level, or InvalidArgumentError where float16 cannot hold them."""
+    if x.dtype == torch.float16 and readable(x) and not bool(finite_rows(x).all()):
         raise InvalidArgumentError(
             f"the start overflows: states of scale sigma = {float(level.sigma):g} have values beyond {x.dtype}'s "
             f"largest, {torch.finfo(x.dtype).max:g}; use dtype=torch.bfloat16 or torch.float32"
@@ -158,13 +154,22 @@ def add_notes(
     error: Exception, net: torch.nn.Module | None, seed: int | Tensor, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Say in an exception's notes which samples it met, and what states were made where no network told of them."""
-    notes = ["sdegen: drawn with " + ("the given seeds" if isinstance(seed, Tensor) else f"seed={seed}")]
+    add_seed(error, seed)
     own = isinstance(error, SdegenError) and not isinstance(error, ScoreError)
     theirs = place(net, None, None) if net is not None else None
     if not own and theirs != (dtype, device):
         why = "as no torch.nn.Module was found behind the network" if theirs is None else f"the network {theirs}"
-        notes.append(
-            f"sdegen: the states are {dtype} on {device}, {why}: give dtype= and device= to the call, or module= to "
-            "the ScoreModel"
+        _note(
+            error,
+            f"the states are {dtype} on {device}, {why}: give dtype= and device= to the call, or module= to the "
+            "ScoreModel",
         )
-    error.__notes__ = [*vars(error).get("__notes__", []), *notes]
+
+
+def add_seed(error: Exception, seed: int | Tensor) -> None:
+    """Say in an exception's notes which noise it met."""
+    _note(error, "drawn with " + ("the given seeds" if isinstance(seed, Tensor) else f"seed={seed}"))
+
+
+def _note(error: Exception, text: str) -> None:
+    error.__notes__ = [*vars(error).get("__notes__", []), f"sdegen: {text}"]

@@ -24,6 +24,7 @@ from sdegen.processes.sde import SDE
 from sdegen.sampling.batches import Batches, check_shape, path_noise
 from sdegen.sampling.options import (
     adaptive_default,
+    check_cost,
     check_own_error,
     closed,
     controlled,
@@ -32,7 +33,7 @@ from sdegen.sampling.options import (
     own,
     steps_of,
 )
-from sdegen.sampling.prior import Law, Seed, add_notes, as_law, own_seeds, placed
+from sdegen.sampling.prior import Law, Seed, add_notes, add_seed, as_law, own_seeds, placed, representable
 from sdegen.scores.model import Model, warn_if_training
 from sdegen.solvers.base import Reverse, Solver
 from sdegen.solvers.methods import euler_maruyama
@@ -100,6 +101,8 @@ def draw(
             check_own_error(solver, tol)
             steps = steps if nfe is None else steps_of(model, solver, nfe, steps, denoise)
             control = on_grid(model, solver, grid, steps, start, end)
+            if nfe is not None:
+                check_cost(control, solver, nfe, denoise and model.answers)
         if control.runs_down(model.process) is False:
             raise InvalidArgumentError("sample runs from noise to data: times must decrease (sd.encode runs them up)")
         law = None if prior is None else as_law(prior, event, model.process)
@@ -115,7 +118,7 @@ def draw(
         chosen, seeds = own_seeds(seed, n, device)
         _LOG.info("sample: seed=%s", chosen)
         batches = Batches(
-            model,
+            model.sized(n),
             seeds,
             event,
             dtype,
@@ -232,7 +235,8 @@ def edit(model: Model, data: Tensor, start: float, *, seed: Seed = None, **optio
     start = inside(start, process)
     seed, seeds = own_seeds(seed, data.shape[0], data.device)
     noise = noises.normals(seeds, tuple(data.shape[1:]), _EDIT, dtype=data.dtype)
-    x = process.perturb(data, process.level(start), noise)
+    level = process.level(start)
+    x = representable(process.perturb(data, level, noise), level)
     return sample(model, tuple(data.shape), x=x, start=start, seed=seed, **options)
 
 
@@ -322,7 +326,21 @@ def forward(
             f"times must increase strictly inside the span [{sde.t_min:g}, {sde.t_max:g}], got {known.tolist()}"
         )
     check_state(x)
-    source = noise or noises.White(own_seeds(seed, x.shape[0], x.device)[1])
     solver = solver or (ExactTransition() if sde.exact_transitions else euler_maruyama())
-    found = solve(sde.as_forward(), x, known, solver, noise=source, observe=lambda progress: progress.x.clone())
+    chosen, seeds = own_seeds(seed, x.shape[0], x.device)
+    if noise is None:
+        _LOG.info("forward: seed=%s", chosen)
+    try:
+        found = solve(
+            sde.as_forward(),
+            x,
+            known,
+            solver,
+            noise=noise or noises.White(seeds),
+            observe=lambda progress: progress.x.clone(),
+        )
+    except Exception as error:
+        if noise is None:
+            add_seed(error, chosen)
+        raise
     return torch.stack([x, *found.path])

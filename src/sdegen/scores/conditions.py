@@ -1,15 +1,15 @@
 """Conditions of a network: which of their parts belong to one sample each, and those of some of the samples.
 
-A tensor or an array of at least one dimension is per sample. A dict, and a list or tuple that holds such parts, is a
-structure of them; a list or tuple of n items that holds none has one for each sample. What is not per sample is said
-by `shared`.
+A tensor or an array of at least one dimension is per sample. A dict or a named tuple, and a list or tuple that holds
+such parts, is a structure of them; a list or tuple of n items that holds none has one for each sample. What is not per
+sample is said by `shared`.
 """
 
 from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,8 +59,11 @@ class Conditions(dict[str, "_Part"]):
 
     def check(self, n: int) -> None:
         """Raises InvalidArgumentError unless every condition is for n samples, or one for all."""
-        for name, part in self.items():
-            part.decided(name, n)
+        self.sized(n)
+
+    def sized(self, n: int) -> Conditions:
+        """The same where they are known to be for n samples. Raises InvalidArgumentError unless they are."""
+        return Conditions({name: part.decided(name, n) for name, part in self.items()})
 
     @property
     def count(self) -> int | None:
@@ -83,7 +86,7 @@ class Conditions(dict[str, "_Part"]):
         n = self.count
         if n is not None and index.numel() and readable(index) and not (-n <= int(index.min()) and index.max() < n):
             raise InvalidArgumentError(f"the conditions are for {n} samples, got rows {index.tolist()}")
-        return Conditions({name: part.decided(name, n or 1).rows(index) for name, part in self.items()})
+        return Conditions({name: part.rows(index) for name, part in self.sized(n or 1).items()})
 
     def to(self, device: torch.device) -> Conditions:
         """The same with all tensors on a device."""
@@ -127,6 +130,14 @@ class _Whole(_Part):
     """What is one for all samples."""
 
     value: Any
+
+    def decided(self, name: str, n: int) -> _Part:
+        if isinstance(self.value, Sized) and not isinstance(self.value, str | bytes) and len(self.value) == n > 1:
+            raise InvalidArgumentError(
+                f"condition {name!r} is a {type(self.value).__name__} of {n} items for a batch of {n}: give a tensor, "
+                f"an array or a list where they are one for each sample; {_ADVICE}"
+            )
+        return self
 
     def to(self, device: torch.device) -> _Part:
         inner = self.value.value if isinstance(self.value, Shared) else self.value
@@ -295,8 +306,9 @@ def _sorted(value: Any) -> _Part:
         return _Rows(value) if value.ndim else _Whole(value)
     if isinstance(value, Mapping):
         return _Parts({key: _sorted(part) for key, part in value.items()}, dict)
-    if isinstance(value, list | tuple) and value:
-        kind = type(value)._make if hasattr(value, "_make") else type(value)
-        parts = {k: _sorted(part) for k, part in enumerate(value)}
-        return _Sequence(_Each(tuple(value), kind), _Parts(parts, functools.partial(_listed, kind)))
+    if isinstance(value, Sequence) and value and not isinstance(value, str | bytes):
+        fields = getattr(type(value), "_make", None)
+        kind = fields or (type(value) if isinstance(value, list | tuple) else list)
+        structure = _Parts({k: _sorted(part) for k, part in enumerate(value)}, functools.partial(_listed, kind))
+        return structure if fields else _Sequence(_Each(tuple(value), kind), structure)
     return _Whole(value)

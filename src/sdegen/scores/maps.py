@@ -57,6 +57,12 @@ class ModelMap(Model):
         part.index = index if self.index is None else self.index[index.to(self.index.device)]
         return part
 
+    def sized(self, n: int) -> ModelMap:
+        """The same map of the models for n samples."""
+        whole = copy.copy(self)
+        whole.models = tuple(model.sized(n) for model in self.models)
+        return whole
+
     def says(self, level: Level) -> tuple[bool, bool]:
         """What all of them do."""
         told = [model.says(level) for model in self.models]

@@ -42,7 +42,7 @@ __all__ = [
 TimeMap = Callable[[Level], Tensor]
 Predicts = Literal["score", "noise", "data", "v", "velocity", "edm", "energy"]
 _MEANT = {
-    "noise": ("epsilon", "eps", "pred_noise", "noise_prediction"),
+    "noise": ("epsilon", "eps", "pred_noise", "noise_prediction", "epsilon_prediction"),
     "data": (
         "x0",
         "x_0",
@@ -53,12 +53,30 @@ _MEANT = {
         "sample",
         "denoised",
         "original_sample",
+        "pred_original_sample",
+        "start_x",
         "x1",
     ),
     "v": ("v_prediction", "pred_v", "vprediction"),
-    "velocity": ("flow", "flow_prediction", "rectified_flow", "vector_field", "flow_matching"),
+    "velocity": (
+        "u",
+        "flow",
+        "flow_prediction",
+        "rectified_flow",
+        "vector_field",
+        "flow_matching",
+        "velocity_prediction",
+    ),
 }
 """What other libraries call the predictions."""
+
+
+def _meant(text: str) -> str | None:
+    """The prediction that another spelling, or another library's name, stands for."""
+    known = {name: name for name in get_args(Predicts)}
+    known |= {other: name for name, others in _MEANT.items() for other in others}
+    close = difflib.get_close_matches(text.strip().lower().replace("-", "_"), known, n=1, cutoff=0.75)
+    return known[close[0]] if close else None
 
 
 def level_time(level: Level) -> Tensor:
@@ -143,6 +161,10 @@ class Model(ABC):
         """The same model for the samples `index` `[b]` of its per-sample conditions."""
         return self
 
+    def sized(self, n: int) -> Model:
+        """The same model, its per-sample conditions known to be for n samples: `rows` need not guess it then."""
+        return self
+
     def says(self, level: Level) -> tuple[bool, bool]:
         """Whether its answers tell the data, and the noise, at one level `[]` that may lack the one or the other."""
         return True, True
@@ -219,10 +241,10 @@ class ScoreModel(Model):
         self.time_dtype = time_dtype
         self._conditions = Conditions.of(condition)
         if predicts not in get_args(Predicts) and not callable(predicts):
-            meant = [name for name, others in _MEANT.items() if str(predicts).lower().replace("-", "_") in others]
+            meant = _meant(str(predicts))
             raise InvalidArgumentError(
                 f"unknown prediction {predicts!r}"
-                + (f", did you mean {meant[0]!r}?" if meant else "")
+                + (f", did you mean {meant!r}?" if meant else ".")
                 + f" What the network returns is one of {', '.join(map(repr, get_args(Predicts)))}, or a function "
                 "(process, level) -> (p, q)"
             )
@@ -299,6 +321,14 @@ class ScoreModel(Model):
         part = copy.copy(self)
         part._conditions = self._conditions.rows(index)
         return part
+
+    def sized(self, n: int) -> ScoreModel:
+        """The same model, its conditions known to be for n samples."""
+        if not self._conditions:
+            return self
+        whole = copy.copy(self)
+        whole._conditions = self._conditions.sized(n)
+        return whole
 
     @property
     def condition(self) -> Mapping[str, Any]:  # type: ignore[override]

@@ -101,6 +101,8 @@ class DDIMEta(StepEta):
 
     def __call__(self, now: Level, next: Level) -> Tensor:
         h = _length(now, next)
+        if self.eta == 1.0:
+            return torch.ones_like(h)  # of a long step the formula would take the logarithm of 0
         return torch.sqrt(-torch.log1p(self.eta**2 * torch.expm1(-2 * h)) / (2 * h))
 
 

@@ -28,7 +28,7 @@ from sdegen.scores.model import Model
 from sdegen.solvers.base import check_score_model
 from sdegen.solvers.eta import Eta
 from sdegen.solvers.frames import Pulled
-from sdegen.tensors import combine, like, softplus, widen
+from sdegen.tensors import check_state, combine, like, softplus, widen
 
 _FEW = 16
 
@@ -68,6 +68,7 @@ class Moments(Pulled):
 
         Widths are at least `floor` times the widest. Raises InvalidArgumentError unless 0 < rank < n.
         """
+        check_state(samples)
         n = samples.shape[0]
         if not 0 < rank < n:
             raise InvalidArgumentError(f"{n} samples show at most {n - 1} directions, got rank={rank}")

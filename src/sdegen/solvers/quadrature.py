@@ -142,12 +142,13 @@ def _apart(at: Tensor, h: Tensor) -> Tensor:
 
     Values differ by more than N does, as each is that of an inexact x; over a small gap that is a wild slope.
     """
-    least = _NEAREST * h.abs()
-    columns = [at[..., 0]]
-    for j in range(1, at.shape[-1]):
-        met = (at[..., j : j + 1] - at[..., :j]).abs().amin(-1) < least
-        columns.append(torch.where(met, FAR * (j + 1.5), at[..., j]))
-    return at if len(columns) == 1 else torch.stack(columns, -1)
+    m = at.shape[-1]
+    if m == 1:
+        return at
+    near = (at[..., :, None] - at[..., None, :]).abs() < _NEAREST * h.abs()[..., None, None]
+    met = (near & ~_LATER[:m, :m].to(at.device)).any(-1)
+    far = FAR * (1.5 + torch.arange(m, dtype=at.dtype, device=at.device))
+    return torch.where(met, far, at)
 
 
 def newton(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,6 +156,7 @@ def newton(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at: Te
 
     The sum over k < n is the step through the first n nodes, and term n its difference to the one through n + 1.
     """
+    at = _apart(at, frame.coordinate(next) - frame.coordinate(now))
     decay, scale = _outside(frame, eta, now, next)
     return decay, scale[..., None, None] * _terms(_integrals(frame, eta, now, next, at, "exact"), at)
 
@@ -185,7 +187,7 @@ def _integrals(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at
     if frame.variable is None and inner is None:
         integrals = torch.stack(_newton(_moments(a, h, at.shape[-1]), at - start[..., None]), -1)
         if frame.endless and at.shape[-1] > 1:
-            integrals = torch.where((next.lam > ENDLESS)[..., None], _to_the_end(a, frame, start, next, at), integrals)
+            integrals = torch.where(_open(now, next)[..., None], _within_reach(a, frame, now, next, at), integrals)
         middle = start + h / 2
     else:
         integrals = _by_gauss(a, frame, now, next, at, inner)
@@ -195,18 +197,42 @@ def _integrals(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at
         first = size * (begin - at[..., 0]) + (size if pair == "midpoint" else h) * (middle - begin)
         if at.shape[-1] > 2:
             first = torch.where(at[..., 2].abs() >= FAR / 2, first, integrals[..., 1])
+        if frame.endless:
+            first = torch.where(_open(now, next), integrals[..., 1], first)
         integrals = torch.cat([integrals[..., :1], first[..., None], integrals[..., 2:]], -1)
     return integrals
 
 
-def _to_the_end(a: Eta, frame: Frame, start: Tensor, next: Level, at: Tensor) -> Tensor:
-    """The I_k `[..., m]` of a step to where there is no noise, the polynomial constant from that end's place on."""
-    place, end = frame.tau(placed(next.lam)), frame.clock(next)
-    inside = torch.stack(_newton(_moments(a, place - start, at.shape[-1]), at - start[..., None]), -1)
-    gaps = (place[..., None] - at[..., :-1]).cumprod(-1)
-    values = torch.cat([torch.ones_like(gaps[..., :1]), gaps], -1)
-    left = torch.exp(a * (end - place))[..., None]
-    return left * inside + values * _moments(a, end - place, 1)[0][..., None]
+def _open(now: Level, next: Level) -> Tensor:
+    """Whether steps begin or end where there is no noise."""
+    return torch.maximum(now.lam, next.lam) > ENDLESS
+
+
+def _within_reach(a: Eta, frame: Frame, now: Level, next: Level, at: Tensor) -> Tensor:
+    """The I_k `[..., m]` of a step to or from where there is no noise: the polynomial is constant beyond its reach.
+
+    It reaches to the place that stands for such an end, and no farther from its newest node than the one before it is,
+    as over a usual step: what lies beyond is many steps away.
+    """
+    start, end = frame.clock(now), frame.clock(next)
+    places = [frame.tau(placed(level.lam)) for level in (now, next)]
+    gap = (at[..., 0] - at[..., 1]).abs()
+    first, last = (torch.clamp(place, at[..., 0] - gap, at[..., 0] + gap) for place in places)
+    first = torch.where(now.lam > ENDLESS, first, start)
+    last = torch.where(next.lam > ENDLESS, last, end)
+    inside = torch.stack(_newton(_moments(a, last - first, at.shape[-1]), at - first[..., None]), -1)
+
+    def still(place: Tensor, length: Tensor) -> Tensor:
+        gaps = (place[..., None] - at[..., :-1]).cumprod(-1)
+        values = torch.cat([torch.ones_like(gaps[..., :1]), gaps], -1)
+        return values * _moments(a, length, 1)[0][..., None]
+
+    before, after = still(first, first - start), still(last, end - last)
+    return _decay(a, end - first) * before + _decay(a, end - last) * inside + after
+
+
+def _decay(a: Eta, length: Tensor) -> Tensor:
+    return torch.exp(a * length)[..., None]
 
 
 def _coordinate(frame: Frame, lam: Tensor) -> Tensor:
