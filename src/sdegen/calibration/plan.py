@@ -60,7 +60,8 @@ class Plan(Table):
     spent: int = 0
 
     def __post_init__(self) -> None:
-        n = len(self.weights) if isinstance(self.weights, Tensor) and self.weights.ndim else 0
+        weights: Any = self.weights
+        n = len(weights) if torch.is_tensor(weights) and weights.ndim else 0
         shapes = {"lams": (n + 1,), "wants": (n, 2), "weights": (n, n + 1), "orders": (n,), "errors": (n,)}
         for name, shape in shapes.items():
             value = vars(self)[name]

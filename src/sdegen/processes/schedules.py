@@ -27,6 +27,7 @@ class _ByLogAlpha(Process):
     """Given by log alpha and its derivative; variance preserving, `alpha^2 + sigma^2 = 1`, unless sigma says more."""
 
     proven = True
+    open_ends = (False, False)
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor: ...
@@ -106,6 +107,7 @@ class VE(Process):
     """Variance exploding: `alpha = 1`, `sigma = sigma_min (sigma_max/sigma_min)^t` (Song et al. 2021, eq. 31)."""
 
     proven = True
+    open_ends = (False, False)
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
@@ -139,6 +141,7 @@ class EDM(Process):
     """`alpha = 1`, `sigma = t` (Karras et al. 2022, table 1)."""
 
     proven = True
+    open_ends = (False, False)
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0

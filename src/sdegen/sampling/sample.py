@@ -108,7 +108,7 @@ def draw(
         law = None if prior is None else as_law(prior, event, model.process)
         net = model.module
         dtype, device = placed(net, x, [n, *event], law, dtype, device, model.device)
-        model.check_batch(n)
+        whole = model.sized(n)
         warn_if_training(net)
         if adaptive:
             control = control.bind(solver, model.process, dtype)
@@ -118,7 +118,7 @@ def draw(
         chosen, seeds = own_seeds(seed, n, device)
         _LOG.info("sample: seed=%s", chosen)
         batches = Batches(
-            model.sized(n),
+            whole,
             seeds,
             event,
             dtype,
@@ -231,6 +231,7 @@ def edit(model: Model, data: Tensor, start: float, *, seed: Seed = None, **optio
     check_state(data)
     if not isinstance(model, Model):
         raise InvalidTypeError(f"edit needs a ScoreModel on a Process, whose noise it adds; got {model!r}")
+    check_model(model)
     process = model.process
     start = inside(start, process)
     seed, seeds = own_seeds(seed, data.shape[0], data.device)

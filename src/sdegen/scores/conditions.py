@@ -197,7 +197,9 @@ class _Parts(_Part):
 
     @property
     def own(self) -> bool:  # type: ignore[override]
-        return any(part.own for part in self.parts.values())
+        # the lists in a dict are of samples, those in a list may be anything
+        named = self.made is dict and self.sizes is not None
+        return named or any(part.own for part in self.parts.values())
 
     @property
     def sizes(self) -> Sizes:  # type: ignore[override]

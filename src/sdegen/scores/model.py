@@ -162,7 +162,11 @@ class Model(ABC):
         return self
 
     def sized(self, n: int) -> Model:
-        """The same model, its per-sample conditions known to be for n samples: `rows` need not guess it then."""
+        """The same model, its per-sample conditions known to be for n samples: `rows` need not guess it then.
+
+        Raises InvalidArgumentError unless they are for n samples, or one for all.
+        """
+        self.check_batch(n)
         return self
 
     def says(self, level: Level) -> tuple[bool, bool]:
