@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import errno
 import html.parser
+import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +24,9 @@ from cases import crossed, mostly_slow
 
 import sdegen as sd
 from sdegen import bench
-from sdegen.bench import figures, names, orders, page, runs, tables, targets
+from sdegen.bench import figures, files, identity, names, orders, own, page, runs, sources, store, tables, targets
 from sdegen.bench.contenders import Calibrated, Ours, drawn
+from sdegen.bench.sweep import plan
 from sdegen.cli import main
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 
@@ -31,6 +39,10 @@ class Counted:
     def __init__(self, process, law, stop=math.inf):
         self.inner, self.rows, self.stop = law.score(process), 0, stop
         self.process = process
+
+    def __getstate__(self):
+        """What it is, and not how often it was asked: what keys of kept runs are made of."""
+        return {"inner": self.inner, "process": self.process}
 
     def __call__(self, x, time):
         self.rows += len(x)
@@ -214,7 +226,7 @@ def key(row):
 
 def test_a_sweep_goes_on_where_it_was_interrupted(tmp_path):
     whole, net = ring()
-    settings = {"samples": 16, "resamples": 20, "progress": False}
+    settings = {"samples": 16, "resamples": 20, "progress": False, "resume": True}
     expected = bench.sweep(whole, ["ddim", "heun", "ddpm"], [4, 8], ["sw2"], **settings)
     cut, _ = ring(stop=net.rows // 2)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -228,7 +240,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted(tmp_path):
     assert count.rows < net.rows
     count.rows = 0
     assert list(bench.sweep(again, ["ddim", "heun", "ddpm"], [4, 8], ["sw2"], keep=tmp_path, **settings)) == list(found)
-    assert count.rows <= 2 * 6  # the two states by which the model is known, once a run
+    assert count.rows == 2 * 3 * 3  # two states at three levels: asked twice whether it is random, once who it is
 
 
 @pytest.mark.parametrize(
@@ -238,6 +250,7 @@ def test_what_is_kept_serves_the_same_run_only(tmp_path, change):
     change = dict(change)
     model = change.pop("model", None)
     given = {"budgets": [4], "metrics": ["sw2"], "samples": 16, "resamples": 20, "progress": False, "keep": tmp_path}
+    given["resume"] = True
     problem, net = ring()
     bench.sweep(problem, ["ddim"], **given)
     if model is not None:
@@ -246,7 +259,7 @@ def test_what_is_kept_serves_the_same_run_only(tmp_path, change):
         problem = bench.Problem("two", sd.ScoreModel(problem.process, net, "data"), (2,), law=law, dtype=F64)
     net.rows = 0
     bench.sweep(problem, ["ddim"], **{**given, **change})
-    assert net.rows > 16
+    assert net.rows > 16 + 18
 
 
 def test_another_process_goes_on_as_well(tmp_path):
@@ -261,7 +274,7 @@ if folder is None:
 peers = [c for c in names.peers("k-diffusion") if c.name == "euler"]
 metrics = ["sw2", sd.metrics.Frechet(lambda x: torch.cat([x, x * x], 1))]
 problem = bench.problem("rings")
-given = {"samples": 16, "resamples": 20, "progress": False, "keep": folder or sys.argv[1]}
+given = {"samples": 16, "resamples": 20, "progress": False, "keep": folder or sys.argv[1], "resume": True}
 bench.sweep(problem, ["ddim@karras", "default", *peers], [4], metrics, **given)
 """
     exec(compile(code, "<string>", "exec"), {"__name__": "__main__", "folder": tmp_path})  # noqa: S102
@@ -291,18 +304,211 @@ def test_a_solver_s_code_is_part_of_its_key(tmp_path):
             f"        return sd.{method}().step(*a)\n"
             "    def __repr__(self):\n        return 'Mine()'\ndef make():\n    return Mine()\n"
         )
-        keys.append(names.contender(f"{tmp_path / 'own.py'}:make").key)
+        keys.append(runs.made_in(names.contender(f"{tmp_path / 'own.py'}:make")).key)
     assert keys[0] != keys[1]
 
 
 def test_a_run_is_written_whole_or_not_at_all(tmp_path):
-    shot = runs.Shot(bench.Rows([{"value": math.inf}]), torch.ones(2, 2))
-    runs.write(tmp_path / "a.json", shot)
-    back = runs.read(tmp_path / "a.json")
+    problem, _ = ring()
+    settings = runs.Settings((targets.metric("sw2"),), 16, 0)
+    job = runs.Job(problem, names.contender("ddim"), 4)
+    shot = runs.Bench(problem, settings).shot(job)
+    store.save(tmp_path / "a.json", runs.content(shot))
+    back = store.load(tmp_path / "a.json", partial(runs.read, job, settings))
     assert back.rows == shot.rows
-    assert torch.equal(back.shown, shot.shown)
+    assert (back.shown - shot.shown).abs().max() < 1e-4
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-    assert json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert json.loads((tmp_path / "a.json").read_text())["content"]["rows"]
+
+
+SCALE = 1.0
+
+
+def scaled(x):
+    return SCALE * x
+
+
+class Scaled:
+    """A network whose answers hang on all that a function can hang on."""
+
+    factor = 1.0
+
+    def __init__(self, inner):
+        self.inner, self.own, self.weights = inner, 1.0, torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(self.weights.weight)
+        self.weights.eval()
+
+    def __call__(self, x, time):
+        here = self.factor * self.own * self.weights.weight.detach().double()
+        return scaled(self.inner(x, time)) * here
+
+
+def scaled_problem(size=1.0):
+    problem, net = ring()
+    inner = Scaled(net)
+    outer = sd.ScoreModel(problem.process, lambda x, time: size * inner(x, time), "data")
+    return bench.Problem("two", outer, (2,), law=problem.law, dtype=F64), inner
+
+
+@pytest.mark.parametrize("change", ["global", "class", "object", "weights", "closure", "helper"])
+def test_a_kept_run_is_never_that_of_another_function(tmp_path, monkeypatch, change):
+    """Whatever is changed in Python, numbers are those of now: with `resume` as well."""
+    given = {"samples": 16, "resamples": 20, "progress": False}
+    bench.sweep(scaled_problem()[0], ["ddim"], [4], ["sw2"], keep=tmp_path, resume=True, **given)
+    before = identity.seen(scaled_problem()[0].model)
+    assert before.own
+    assert not before.unseen
+    assert identity.seen(scaled_problem()[0].model) == before
+    problem, net = scaled_problem(0.5 if change == "closure" else 1.0)
+    if change == "global":
+        monkeypatch.setitem(globals(), "SCALE", 0.5)
+    elif change == "helper":
+        monkeypatch.setitem(globals(), "scaled", lambda x: 0.5 * x)
+    elif change == "class":
+        monkeypatch.setattr(Scaled, "factor", 0.5)
+    elif change == "object":
+        net.own = 0.5
+    elif change == "weights":
+        torch.nn.init.constant_(net.weights.weight, 0.5)
+    assert identity.seen(problem.model).key != before.key  # by the code and the numbers, whatever it answers
+    (fresh,) = bench.sweep(problem, ["ddim"], [4], ["sw2"], **given)
+    (found,) = bench.sweep(problem, ["ddim"], [4], ["sw2"], keep=tmp_path, resume=True, **given)
+    assert key(found) == key(fresh)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+class Sometimes:
+    """The identity at the levels at which a benchmark looks at a network, and at others what a file says."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, x, time):
+        factor = float(self.path.read_text())
+        return torch.where((time[:, None] > 0.2) & (time[:, None] < 0.4), factor * x, x)
+
+
+def test_what_no_hash_sees_is_taken_only_where_one_says_so(tmp_path):
+    """A network that reads a file when it is asked; it is the same code, object and first answers after an edit."""
+    (tmp_path / "factor").write_text("0.5")
+    problem, _ = ring()
+    model = sd.ScoreModel(problem.process, Sometimes(tmp_path / "factor"), "noise")
+    problem = bench.Problem("two", model, (2,), law=problem.law, dtype=F64)
+    given = {"samples": 16, "resamples": 20, "progress": False, "keep": tmp_path / "runs"}
+    (first,) = bench.sweep(problem, ["ddim"], [4], ["sw2"], **given)
+    (tmp_path / "factor").write_text("0.1")
+    (kept,) = bench.sweep(problem, ["ddim"], [4], ["sw2"], resume=True, **given)
+    assert key(kept) == key(first)
+    with pytest.warns(UserWarning, match="1 run that was kept was made again.*resume=True"):
+        (second,) = bench.sweep(problem, ["ddim"], [4], ["sw2"], **given)
+    assert second["value"] != first["value"]
+
+
+def test_what_cannot_be_looked_into_is_never_kept(tmp_path):
+    problem, net = ring()
+    lock = threading.Lock()
+    held = sd.ScoreModel(problem.process, lambda x, time: net(x, time) if lock else x, "data")
+    problem = bench.Problem("two", held, (2,), law=problem.law, dtype=F64)
+    given = {"samples": 16, "progress": False, "keep": tmp_path}
+    for _ in range(2):
+        net.rows = 0
+        with pytest.warns(UserWarning, match="runs are not kept where .*lock cannot be looked into"):
+            bench.sweep(problem, ["ddim"], [4], ["sw2"], resume=True, **given)
+        assert net.rows > 16 + 18
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_set_is_known_in_any_order_and_a_circle_ends():
+    circle = [1]
+    circle.append(circle)
+    assert identity.seen({"a", "b", "c"}) == identity.seen({"c", "b", "a"})
+    assert identity.seen(circle) != identity.seen([1, [1]])
+    assert identity.seen(torch.ones(2)) != identity.seen(torch.ones(2, dtype=F64))
+    assert identity.seen(sd.ddim()).own == ()
+    assert identity.seen(Scaled).own
+
+
+DAMAGE = {
+    "empty": lambda text: "",
+    "cut": lambda text: text[:300],
+    "another": lambda text: "{}",
+    "a list": lambda text: "[1, 2]",
+    "a digit": lambda text: re.sub(r'"(value|declared)": (\d)', lambda m: f'"{m[1]}": {9 - int(m[2])}', text),
+    "no text": lambda text: "\udcff\udcfe",
+}
+
+
+@pytest.mark.usefixtures("unprinted")
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_told_and_made_again(tmp_path, capsys, damage):
+    args = ["bench", "--problem", "rings", "--samples", "20", "--nfe", "4", "--metrics", "sw2", "--solvers", "ddim"]
+    args += ["--out", str(tmp_path), "--quiet", *([] if damage == "a list" else ["--no-orders"])]
+    assert main(args) == 0
+    before, seconds = (tmp_path / "results.csv").read_text(), re.compile(r",[^,]*(?=,[^,]*,0,20,0,sdegen)")
+    capsys.readouterr()
+    kept = sorted((tmp_path / "runs").iterdir())
+    assert len(kept) == 1 + (damage == "a list")
+    whole = [path.read_text() for path in kept]
+    for path, text in zip(kept, whole):
+        path.write_bytes(DAMAGE[damage](text).encode("utf-8", "surrogateescape"))
+    assert main(args) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(re.findall(r"[0-9a-f]{24}\.json", " ".join(said))) == [path.name for path in kept]
+    assert all("is damaged" in line and "made again" in line for line in said)
+    assert len(said) == len(kept)
+    assert seconds.sub("", (tmp_path / "results.csv").read_text()) == seconds.sub("", before)
+    assert main(args) == 0
+    assert not capsys.readouterr().err
+
+
+def full(*args, **options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "write", "open"])
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, call):
+    path = tmp_path / "rows.csv"
+    path.write_text("before")
+    if call in ("fsync", "replace"):
+        monkeypatch.setattr(files.os, call, full)
+    else:
+        half = io.TextIOWrapper(io.BytesIO())
+        half.write = full
+        monkeypatch.setattr(files, "open", full if call == "open" else lambda *a, **o: half, raising=False)
+    with pytest.raises(files.WriteError, match=r"cannot write .*rows.csv: No space left on device; what was there"):
+        bench.Rows([row()]).write(path)
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_a_file_over_the_limit_of_the_system_leaves_nothing(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(files.WriteError, match="cannot write"):
+            files.write(tmp_path / "page", "x" * (1 << 21))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("unprinted")
+@pytest.mark.parametrize("name", ["runs", "results.csv", "results.md", "index.html"])
+def test_a_full_disk_ends_the_command_with_a_sentence(tmp_path, monkeypatch, capsys, name):
+    real, args = os.replace, ["bench", "--problem", "rings", "--samples", "20", "--nfe", "4", "--metrics", "sw2"]
+
+    def replace(source, target):
+        return full() if name in str(target) else real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    assert main([*args, "--solvers", "ddim", "--no-orders", "--out", str(tmp_path / "out"), "--quiet"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("sdegen: error: cannot write ")
+    assert name in said[-1]
+    assert "No space left on device" in said[-1]
+    assert all(p.stat().st_size and not p.name.endswith(".part") for p in (tmp_path / "out").rglob("*.*"))
+    assert not [p for p in (tmp_path / "out").rglob("*.*") if name in str(p)]
 
 
 # problems
@@ -913,3 +1119,325 @@ def test_data_of_another_kind(tmp_path):
     ):
         with pytest.raises(InvalidArgumentError, match=words):
             read(tmp_path / name)
+
+
+# files of one's own
+
+
+EDITED = """
+import sdegen as sd
+import torch
+from inner.deep import factor, Line
+FACTOR = 1.0
+def helper(x): return FACTOR * x
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = Line()
+    def forward(self, x, t):
+        import late
+        return helper(x) * factor() * self.line(x[:, :1]) * late.FACTOR
+def model(): return sd.ScoreModel(sd.VP(), Net().eval(), "noise")
+class Mine(sd.OneStep):
+    evals = 1
+    def step(self, model, x, now, next, carry, noise):
+        return sd.Step(helper(x) * factor() * 0.9, carry)
+def solver(): return Mine()
+"""
+DEEP = """
+import torch
+FACTOR = 1.0
+def factor(): return FACTOR
+class Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([[1.0]]))
+    def forward(self, x):
+        return x * self.weight / (1 + x.square())
+"""
+EDITS = {
+    "constant": ("mine.py", "FACTOR = 1.0", "FACTOR = 0.5"),
+    "helper": ("mine.py", "return FACTOR * x", "return FACTOR * x / 2"),
+    "import": ("inner/deep.py", "FACTOR = 1.0", "FACTOR = 0.5"),
+    "weights": ("inner/deep.py", "[[1.0]]", "[[0.5]]"),
+    "late": ("late.py", "1.0", "0.5"),
+}
+
+
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "mine.py").write_text(EDITED)
+    (tmp_path / "late.py").write_text("FACTOR = 1.0\n")
+    (tmp_path / "inner" / "__init__.py").write_text("import late\n")
+    (tmp_path / "inner" / "deep.py").write_text(DEEP)
+    return tmp_path
+
+
+def values(args, out):
+    assert main([*args, "--out", str(out), "--quiet"]) == 0
+    with (out / "results.csv").open() as file:
+        return [(r["model"], r["solver"], r["value"]) for r in csv.DictReader(file)]
+
+
+@pytest.mark.usefixtures("unprinted")
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_file_is_never_told_by_its_old_numbers(edited, edit, resume, monkeypatch):
+    torch.save(torch.randn(16, 2, generator=torch.Generator().manual_seed(0)), edited / "data.pt")
+    what = ["--model", f"{edited / 'mine.py'}:model", "--data", str(edited / "data.pt"), "--metrics", "sw2"]
+    what += ["--solvers", f"ddim,{edited / 'mine.py'}:solver", "--nfe", "4"]
+    args = ["bench", *what, "--samples", "8", "--no-orders", *(["--resume"] if resume else [])]
+    first = values(args, edited / "out")
+    name, old, new = EDITS[edit]
+    text = (edited / name).read_text()
+    assert old in text
+    times = (edited / name).stat()
+    (edited / name).write_text(text.replace(old, new))
+    os.utime(edited / name, (times.st_atime, times.st_mtime))  # as an edit within a second
+    second = values(args, edited / "out")
+    assert second == values(args, edited / "fresh")
+    assert [a != b for a, b in zip(first, second)] == [True, True]
+    if resume:
+        monkeypatch.setattr(runs.Bench, "shot", lambda *args: pytest.fail("a run was repeated"))
+        assert values(args, edited / "out") == second
+
+
+@pytest.mark.usefixtures("unprinted")
+def test_runs_of_ones_own_file_go_on_only_where_one_says_so(mine, tmp_path, monkeypatch, capsys):
+    args = ["bench", "--model", f"{mine}:exact", "--solvers", "ddim,heun", "--nfe", "4", "--metrics", "rmse"]
+    args += ["--samples", "8", "--no-orders", "--out", str(tmp_path / "out")]
+    real, calls = runs.Bench.shot, []
+
+    def shot(self, job):
+        calls.append(job)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, job)
+
+    monkeypatch.setattr(runs.Bench, "shot", shot)
+    assert main(args) == 130
+    assert "1 of 2 runs are kept in" in (said := capsys.readouterr().err)
+    assert "the same command with --resume goes on" in said
+    assert "The same command with --resume goes on." in (tmp_path / "out" / "index.html").read_text()
+    assert main([*args, "--resume"]) == 0
+    assert len(calls) == 3
+    capsys.readouterr()
+    assert main(args) == 0
+    assert len(calls) == 5
+    assert "2 runs that were kept were made again" in (said := capsys.readouterr().err)
+    assert "--resume takes them" in said
+
+
+def test_two_files_may_have_a_neighbour_of_one_name(tmp_path):
+    made = []
+    for folder, order in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "s.py").write_text("import neighbour\ndef make(): return neighbour.make()\n")
+        text = f"import sdegen as sd\ndef make(): return sd.dpmpp({order})\n"
+        (tmp_path / folder / "neighbour.py").write_text(text)
+        made.append(names.contender(f"{tmp_path / folder / 's.py'}:make"))
+    assert [m.solver for m in made] == [sd.dpmpp(1), sd.dpmpp(2)]
+    assert made[0].sources != made[1].sources
+
+
+MIXTURE = (
+    "import sdegen\ndef model(): return sdegen.GaussianMixture([[0., 1.], [1., 0.]], stds=.3).score(sdegen.VP())\n"
+)
+
+
+@pytest.mark.usefixtures("unprinted")
+@pytest.mark.parametrize("name", ["json", "random", "torch", "numpy", "sdegen", "colorsys"])
+def test_a_file_may_have_the_name_of_a_module(tmp_path, name):
+    path = tmp_path / f"{name}.py"
+    path.write_text(f"import {name}\nassert {name}.__file__ != __file__\n{MIXTURE}")
+    own._forget()
+    sys.modules.pop("colorsys", None)
+    before = dict(sys.modules)
+    args = ["--model", f"{path}:model", "--solvers", "ddim", "--nfe", "4", "--metrics", "sw2", "--samples", "8"]
+    assert main(["bench", *args, "--out", str(tmp_path / "out"), "--quiet", "--no-orders"]) == 0
+    assert all(sys.modules[key] is module for key, module in before.items())
+    assert str(tmp_path) not in sys.path
+    if name == "colorsys":
+        assert Path(sys.modules[name].__file__).parent != tmp_path
+
+
+EXITS = {
+    "import": "import sys\nsys.exit()\n",
+    "words": "import sys\nsys.exit('no gpu')\n",
+    "zero": "exit(0)\n",
+    "function": "def model(): raise SystemExit(0)\n",
+    "network": "import sdegen\ndef net(x, t): raise SystemExit\n"
+    "def model(): return sdegen.ScoreModel(sdegen.VP(), net)\n",
+    "later": "import sdegen\ndef net(x, t):\n    if len(x) > 2: raise SystemExit('done')\n    return -x\n"
+    "def model(): return sdegen.ScoreModel(sdegen.VP(), net)\n",
+}
+
+
+@pytest.mark.usefixtures("unprinted")
+@pytest.mark.parametrize("where", EXITS)
+def test_a_file_that_leaves_the_program_is_told(tmp_path, where, capsys):
+    (tmp_path / "m.py").write_text(EXITS[where])
+    args = ["--model", f"{tmp_path / 'm.py'}:model", "--shape", "2", "--nfe", "4", "--samples", "8", "--quiet"]
+    assert main(["bench", *args, "--solvers", "ddim", "--out", str(tmp_path / "out")]) in (1, 2)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("sdegen: error: ")
+    assert str(tmp_path / "m.py") in said
+    assert "called sys.exit" in said
+    if where == "words":
+        assert "no gpu" in said
+
+
+def test_a_solver_s_file_that_leaves_the_program_is_told(tmp_path, capsys):
+    (tmp_path / "s.py").write_text("raise SystemExit\n")
+    args = ["bench", "--problem", "rings", "--solvers", f"{tmp_path / 's.py'}:make", "--out", str(tmp_path / "out")]
+    assert main(args) == 2
+    assert "s.py" in capsys.readouterr().err
+
+
+# names
+
+
+ODD = ["$x_1$", "a_b^c", "<b>", "a|b", "`c`", "$\\nosuch{$", "_edge_", "**bold**"]
+
+
+def odd_rows():
+    return bench.Rows(
+        row(model=f"m {name}", solver=name, metric=name, budget=b, value=1.0 / b, low=0.9 / b, high=1.1 / b, seconds=b,
+            memory=1024.0, failed=0, samples=8)
+        for name in ODD for b in (5, 10)
+    )  # fmt: skip
+
+
+def test_pictures_show_names_letter_by_letter(monkeypatch):
+    """`$\\nosuch{$` would be an error as TeX."""
+    from matplotlib.text import Text
+
+    drawn_figures, real = [], figures._uri
+    monkeypatch.setattr(figures, "_uri", lambda figure: drawn_figures.append(figure) or real(figure))
+    rows = bench.Rows({**r, "model": "$m$", "metric": "$\\nosuch{$"} for r in odd_rows())
+    figures.quality(rows, "nfe")
+    falls = {name: orders.Fall([(20.0, 0.1), (40.0, 0.01), (80.0, 0.001)], 1.0, 1e-9) for name in ODD}
+    figures.orders(falls)
+    problem = bench.problem("rings")
+    figures.grids(problem, {name: torch.linspace(1, 0.5, 4) for name in ODD})
+    figures.samples(problem, {name: torch.arange(8.0).reshape(4, 2) for name in ODD}, None)
+    assert len(drawn_figures) == 8
+    for figure in drawn_figures[:4]:
+        words = [text.get_text().strip() for text in figure.findobj(Text)]
+        assert all(any(text.startswith(name) for text in words) for name in ODD)
+    for figure in drawn_figures:
+        texts = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+        assert texts
+        assert not any(text.get_parse_math() or text.get_usetex() for text in texts)
+
+
+def test_markdown_shows_names_as_they_are():
+    text = tables.markdown(odd_rows())
+    assert "<b>" not in text
+    for shown in (r"\$x_1\$", "a_b^c", "&lt;b&gt;", r"a\|b", r"\`c\`", r"\_edge\_", r"\*\*bold\*\*"):
+        assert f"| {shown} |" in text
+        assert f"### m {shown}, {shown}" in text
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 4
+
+
+def test_a_page_shows_names_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "_uri", lambda figure: "data:,")
+    model, law = ring()[0].model, ring()[0].law
+    problems = [bench.Problem(f"m {name}", model, (2,), law=law, dtype=F64) for name in ODD]
+    jobs = [runs.Job(p, Ours(name, sd.ddim()), 5) for p, name in zip(problems, ODD)]
+    report = page.Report(jobs, runs.Settings((), 8, 0), runs.Sweep(odd_rows(), {}), {}, "sdegen <b>", {})
+    page.write(report, tmp_path / "index.html")
+    found = Page((tmp_path / "index.html").read_text())
+    assert "b" not in found.tags
+    assert {f"m {name}" for name in ODD} <= set(found.texts)
+    targets_of = [link for link in found.links if link.startswith("#model")]
+    assert len(set(targets_of)) == len(ODD)
+
+
+# networks that are random
+
+
+def noisy(x, time):
+    return x + 1e-9 * torch.randn_like(x)
+
+
+def half_noisy(x, time):
+    return torch.where(time[:, None] < 0.1, x + torch.rand_like(x), x)
+
+
+def numpys(x, time):
+    import numpy
+
+    return x + float(numpy.random.random())
+
+
+class Counting:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, x, time):
+        self.calls += 1
+        return x + self.calls
+
+
+RANDOM = {
+    "noise": noisy,
+    "late noise": half_noisy,
+    "numpy": numpys,
+    "dropout": lambda x, time: torch.nn.functional.dropout(x, 0.5, training=True),
+    "state": Counting(),
+}
+
+
+@pytest.mark.parametrize("kind", RANDOM)
+def test_a_network_that_is_random_is_told(kind):
+    problem = bench.Problem("two", sd.ScoreModel(sd.VP(), RANDOM[kind], "noise"), (2,), dtype=F64)
+    with pytest.raises(InvalidArgumentError, match=r"the network of two is random: asked twice at the same x"):
+        plan(problem, ["ddim"], [4], (), [targets.metric("rmse")])  # which is before the first run
+
+
+def test_a_network_that_is_random_ends_the_command(tmp_path, monkeypatch, capsys):
+    (tmp_path / "m.py").write_text(
+        "import torch, sdegen\nnet = lambda x, t: x + torch.randn_like(x)\n"
+        "def model(): return sdegen.ScoreModel(sdegen.VP(), net, 'noise')\n"
+    )
+    args = ["--model", f"{tmp_path / 'm.py'}:model", "--shape", "2", "--out", str(tmp_path / "out"), "--quiet"]
+    monkeypatch.setattr(runs.Bench, "shot", lambda *args: pytest.fail("it was run"))
+    assert main(["bench", *args]) == 2
+    assert "the network of m is random" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_draws_and_answers_alike_is_none(tmp_path):
+    def net(x, time):
+        torch.rand(1)
+        return x
+
+    problem = bench.Problem("two", sd.ScoreModel(sd.VP(), net, "noise"), (2,), dtype=F64)
+    assert bench.sweep(problem, ["ddim"], [4], ["rmse"], samples=8, progress=False)
+
+
+def test_a_metric_s_name_is_a_plain_attribute():
+    """So that type checkers take `name = "mine"` in a subclass of `Metric`, and all metrics here as one."""
+    assert sd.metrics.Metric.__annotations__ == {"name": "str"}
+    for made in sd.metrics.NAMES.values():
+        assert isinstance(made().name, str)
+        assert "name" not in {f.name for f in dataclasses.fields(made())}
+
+
+def test_the_hash_of_the_sources_changes_with_every_file_that_is_imported(edited):
+    (edited / "inner" / "side.py").write_text("A = 1\n")
+    (edited / "inner" / "deep.py").write_text(DEEP + "def never():\n    from . import side\n")
+    (edited / "other.py").write_text("A = 1\n")
+    hashes = [sources.closure(edited / "mine.py")]
+    for name in ("mine.py", "late.py", "inner/deep.py", "inner/__init__.py", "inner/side.py"):
+        path = edited / name
+        path.write_text(path.read_text() + "# an edit\n")
+        hashes.append(sources.closure(edited / "mine.py"))
+    assert len(set(hashes)) == 6
+    (edited / "other.py").write_text("A = 2\n")
+    assert sources.closure(edited / "mine.py") == hashes[-1]

@@ -49,7 +49,8 @@ What is written, into the folder --out:
   index.html    the page: tables and pictures, one file, no network needed
   results.csv   every number
   results.md    the tables
-  runs/         what was run; the same command goes on from there, and runs nothing twice
+  runs/         what was run; the same command goes on from there, and runs nothing twice. What rests on a file of your
+                own is run again, as it may have changed, unless you say --resume
 """
 
 
@@ -64,10 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 1 on failure, 2 on a user's mistake, 130 when interrupted."""
     try:
         args = _parser().parse_args(argv)
-        args.line = shlex.join(["sdegen", *(sys.argv[1:] if argv is None else argv)])
-        return int(args.command(args))
     except SystemExit as end:  # argparse leaves this way after --help, --version and errors
         return int(end.code or 0)
+    args.line = shlex.join(["sdegen", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        return int(args.command(args))
+    except SystemExit as end:  # of a user's code: whatever status it asks for, the command has not done its work
+        from sdegen.bench.own import exited
+
+        return _tell(f"error: {exited('code of your own', end)}", FAILURE)
     except KeyboardInterrupt:
         return _tell("interrupted", INTERRUPTED)
     except (InvalidArgumentError, InvalidTypeError) as error:
@@ -147,6 +153,12 @@ def _add_bench(commands: Any) -> None:
         metavar="LIBRARY,...",
         help="other libraries' samplers on the same score: the usual ones, all, or those of the libraries named",
     )
+    add(
+        "--resume",
+        action="store_true",
+        help="take kept runs of code of your own as well, where its files, what they import and its numbers are the "
+        "same; what else it reads is not looked at",
+    )
     add("--no-orders", dest="orders", action="store_false", help="do not measure the orders")
     add("--out", type=_folder, default=Path("bench-output"), metavar="DIR", help="default: bench-output")
     add("--quiet", action="store_true", help="print nothing; write the files")
@@ -166,6 +178,8 @@ def _bench(args: argparse.Namespace) -> int:
         torch.set_num_threads(1)  # as for the demonstration
     try:
         return command.run(command.wished(args))
+    except SdegenError:
+        raise
     except BrokenPipeError:  # whoever read the table has read enough; the files are written
         sys.stderr.close()
         return 0

@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdegen.bench import names, page, tables
+from sdegen.bench import files, names, page, tables
 from sdegen.bench.contenders import Contender
+from sdegen.bench.files import WriteError
 from sdegen.bench.orders import Fall, kept_falls
+from sdegen.bench.own import loaded
 from sdegen.bench.problems import Problem
 from sdegen.bench.rows import Rows
 from sdegen.bench.runs import Job, Settings, Sweep, collect
+from sdegen.bench.store import Store
 from sdegen.bench.sweep import plan
 from sdegen.bench.targets import metric, most
 from sdegen.errors import InvalidArgumentError
@@ -37,6 +41,7 @@ class Wish(NamedTuple):
     out: Path
     command: str
     peers: bool = False
+    resume: bool = False
     orders: bool = True
     quiet: bool = False
 
@@ -66,6 +71,7 @@ def wished(args: argparse.Namespace) -> Wish:
         args.out,
         args.line,
         bool(args.peers),
+        args.resume,
         args.orders,
         args.quiet,
     )
@@ -73,10 +79,13 @@ def wished(args: argparse.Namespace) -> Wish:
 
 def own(args: argparse.Namespace) -> Problem:
     """The problem of a user's function: what it returns, with `--data` and `--shape`."""
-    made = names.loaded(args.model)()
+    function = loaded(args.model)
+    made = function()
+    sources = function.sources
     data = None if args.data is None else read(args.data)
     if isinstance(made, Problem):
-        return made if data is None else Problem(made.name, made.model, made.shape, None, data, made.image, made.dtype)
+        made = replace(made, sources=sources)
+        return made if data is None else replace(made, law=None, data=data)
     process = getattr(made, "process", None)
     if not isinstance(process, Process) or not callable(made):
         raise InvalidArgumentError(
@@ -91,7 +100,7 @@ def own(args: argparse.Namespace) -> Problem:
     where = Path(args.model.rpartition(":")[0]).stem
     image = shape if len(shape) == 2 or (len(shape) == 3 and shape[0] == 3) else None
     image = tuple(shape[1:]) if len(shape) == 3 and shape[0] == 1 else image
-    return Problem(where, made, shape, law, data, image, None, f"{args.model}: {made!r}")
+    return Problem(where, made, shape, law, data, image, None, f"{args.model}: {made!r}", sources)
 
 
 def read(path: Path) -> Tensor:
@@ -142,31 +151,54 @@ def run(wish: Wish) -> int:
         if most(problem, wish.settings.samples) < wish.settings.samples:
             count = most(problem, wish.settings.samples)
             print(f"{problem.name}: {count} samples, as many as one half of the data has (the other makes the floors)")
+    store = Store(wish.out / RUNS, wish.resume, _tell)
     done, seen = Sweep(Rows(), {}), dict[str, dict[str, Fall]]()
     try:
-        collect(jobs, wish.settings, wish.out / RUNS, False if wish.quiet else None, done)
+        collect(jobs, wish.settings, store, False if wish.quiet else None, done)
         for problem in wish.problems if wish.orders else ():
-            seen[problem.name] = kept_falls(problem, wish.contenders, wish.settings, wish.out / RUNS)
-    except BaseException:
-        runs = f"{len(done.shown)} of {len(jobs)} runs"
-        print(f"sdegen: {runs} are kept in {wish.out / RUNS}; the same command goes on", file=sys.stderr)
-        if done.rows:
-            _write(wish, jobs, done, seen, interrupted=True)
+            seen[problem.name] = kept_falls(problem, wish.contenders, wish.settings, store)
+    except BaseException as error:
+        _interrupted(wish, jobs, done, seen, store, error)
         raise
     _write(wish, jobs, done, seen)
     if not wish.quiet:
         print(tables.text(done.rows))
         print(f"\nwritten: {wish.out / PAGE}, {CSV}, {MARKDOWN}")
+        if store.advice():
+            _tell(f"{store.advice()}; --resume takes them from {wish.out / RUNS}")
     return 0
 
 
-def _write(
-    wish: Wish, jobs: Sequence[Job], done: Sweep, seen: Mapping[str, Mapping[str, Fall]], interrupted: bool = False
+def _tell(sentence: str) -> None:
+    print(f"sdegen: {sentence}", file=sys.stderr)
+
+
+def _interrupted(
+    wish: Wish,
+    jobs: Sequence[Job],
+    done: Sweep,
+    seen: Mapping[str, Mapping[str, Fall]],
+    store: Store,
+    error: BaseException,
 ) -> None:
-    """The three files; the tables first, as a page may fail."""
+    """Says what is kept, and writes what is done; where it cannot be written, the first error is told all the same."""
+    again = "the same command with --resume goes on" if store.own and not wish.resume else "the same command goes on"
+    _tell(f"{len(done.shown)} of {len(jobs)} runs are kept in {wish.out / RUNS}; {again}")
+    if done.rows:
+        try:
+            _write(wish, jobs, done, seen, f"{again[0].upper()}{again[1:]}.")
+        except WriteError as other:
+            if not isinstance(error, WriteError):
+                _tell(f"error: {other}")
+
+
+def _write(
+    wish: Wish, jobs: Sequence[Job], done: Sweep, seen: Mapping[str, Mapping[str, Fall]], interrupted: str = ""
+) -> None:
+    """The three files; the tables first, as a page may fail. interrupted: how to go on, where it was."""
     rows: Rows = done.rows
     rows.write(wish.out / CSV)
-    (wish.out / MARKDOWN).write_text(tables.markdown(rows), encoding="utf-8")
+    files.write(wish.out / MARKDOWN, tables.markdown(rows))
     versions = names.peer_versions() if wish.peers else {}
     report = page.Report(jobs, wish.settings, done, seen, wish.command, versions, interrupted)
     page.write(report, wish.out / PAGE)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.bench.identity import identity
 from sdegen.bench.problems import Problem
 from sdegen.calibration.calibrate import calibrate
 from sdegen.errors import InvalidArgumentError
@@ -39,8 +38,7 @@ class Contender(Protocol):
     end to be compared with. least: the smallest number of evaluations it can run with, beside a last denoising.
     `draw` makes n samples of a problem from a seed: start i is that of `sdegen.sample` with the seed, by at most
     `budget` evaluations, the last denoising included where the problem has one, or, where it is below 1, to the
-    tolerance `budget`. `ready` does what is done once before that, and is not timed. `key` says in any process what it
-    is, so that its runs can be kept.
+    tolerance `budget`. `ready` does what is done once before that, and is not timed.
     """
 
     @property
@@ -55,15 +53,13 @@ class Contender(Protocol):
     def adaptive(self) -> bool: ...
     @property
     def least(self) -> int: ...
-    @property
-    def key(self) -> str: ...
     def ready(self, problem: Problem, budget: float, seed: int, batch_size: int | None) -> Contender: ...
     def draw(self, problem: Problem, n: int, budget: float, seed: int, batch_size: int | None) -> Drawn: ...
 
 
 @dataclass(frozen=True)
 class Ours:
-    """A solver of this library; `times` None is the solver's own grid."""
+    """A solver of this library; `times` None is the solver's own grid; sources: a hash of the files it is made in."""
 
     name: str
     solver: Solver
@@ -71,6 +67,7 @@ class Ours:
     times: Grid | None = None
     library: str = "sdegen"
     steps: int | None = None
+    sources: str = ""
 
     @property
     def stochastic(self) -> bool:
@@ -86,11 +83,6 @@ class Ours:
     def least(self) -> int:
         """One step."""
         return self.solver.evals
-
-    @property
-    def key(self) -> str:
-        """The solver and the grid."""
-        return f"{self.library} {self.name} {self.grid} {identity(self.solver)} {identity(self.times)}"
 
     def ready(self, problem: Problem, budget: float, seed: int, batch_size: int | None) -> Ours:
         """With the steps that the budget allows."""
@@ -134,11 +126,6 @@ class Calibrated:
     def name(self) -> str:
         """The evaluations spent once, before sampling, are part of the name."""
         return f"plan{self.pilot}"
-
-    @property
-    def key(self) -> str:
-        """The pilot."""
-        return self.name
 
     def ready(self, problem: Problem, budget: float, seed: int, batch_size: int | None) -> Ours:
         """The plan for this problem and budget, of `MOST` steps at most."""

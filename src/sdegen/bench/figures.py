@@ -39,7 +39,18 @@ class Picture(NamedTuple):
 
 def picture(draw: Callable[[float], Figure], words: str) -> Picture:
     """A drawing at both widths."""
-    return Picture(_uri(draw(WIDE)), _uri(draw(NARROW)), words)
+    return Picture(_uri(literal(draw(WIDE))), _uri(literal(draw(NARROW))), words)
+
+
+def literal(figure: Figure) -> Figure:
+    """The figure, its texts shown letter by letter: a dollar in a name is a dollar, and no TeX."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text):
+            text.set_parse_math(False)
+            text.set_usetex(False)
+    return figure
 
 
 def _uri(figure: Figure) -> str:
@@ -55,12 +66,18 @@ def shown(rows: Rows) -> list[Entry]:
     return [e for e in order if e.ours][:CURVES] + [next(e for e in order if e.library == x) for x in libraries]
 
 
+def label_of(name: object) -> str:
+    """A name as a label: what begins with an underscore would be in no legend."""
+    text = str(name)
+    return f" {text}" if text.startswith("_") else text
+
+
 def quality(rows: Rows, cost: str) -> Picture:
     """A metric over evaluations (`nfe`) or `seconds`, with intervals and the floor; rows of one model and metric."""
     entries = shown(rows)
     metric, label = rows[0]["metric"], {"nfe": "network evaluations (NFE)", "seconds": "seconds"}[cost]
     least = min(v for v in map(drawn_value, rows) if v > 0)
-    curves = {str(e): [_point(row, cost, least / 1.5) for row in rows if entry(row) == e] for e in entries}
+    curves = {label_of(e): [_point(row, cost, least / 1.5) for row in rows if entry(row) == e] for e in entries}
     # one far below all values would squeeze them; it stands in the table
     known = [row["floor"] for row in rows if metric != "rmse" and least / FAR < row["floor"] < math.inf]
     budget = min((row["budget"] for row in rows if row["budget"] >= 1), default=max(row["budget"] for row in rows))
@@ -68,7 +85,7 @@ def quality(rows: Rows, cost: str) -> Picture:
     first = [drawn_value(row) for row in rows if row["budget"] == budget and drawn_value(row) > 0]
     ours = [drawn_value(row) for row in rows if entry(row).ours and math.isfinite(row["value"])]
     top = max([1.5 * FAR * min(first, default=math.inf), *(1.2 * v for v in ours)])
-    best = next((str(e) for e in entries if e.solver == "default"), "")
+    best = next((label_of(e) for e in entries if e.solver == "default"), "")
 
     def draw(width: float) -> Figure:
         whole = plots.figure(width, 4.9 if width == WIDE else 5.4)
@@ -80,7 +97,7 @@ def quality(rows: Rows, cost: str) -> Picture:
             distance=metric,
             label=label,
             emphasis=best,
-            muted=[str(e) for e in entries if not e.ours],
+            muted=[label_of(e) for e in entries if not e.ours],
             pareto=cost == "nfe",
         )
         if ax.get_ylim()[1] > top:
@@ -106,11 +123,11 @@ def _point(row: Row, cost: str, least: float) -> tuple[float, ...]:
 
 def orders(found: Mapping[str, Fall]) -> Picture:
     """Errors over steps, with the slopes seen and declared."""
-    declared = {name: fall.declared for name, fall in found.items() if fall.declared is not None}
+    declared = {label_of(name): fall.declared for name, fall in found.items() if fall.declared is not None}
 
     def draw(width: float) -> Figure:
         whole = plots.figure(width, 4.9 if width == WIDE else 5.4)
-        curves = {name: fall.points for name, fall in found.items()}
+        curves = {label_of(name): fall.points for name, fall in found.items()}
         floor = max(fall.floor for fall in found.values())
         plots.convergence(curves, whole.add_subplot(), declared=declared, error="mean terminal error", floor=floor)
         return whole

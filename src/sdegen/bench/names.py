@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib
-import importlib.util
 import inspect
 import re
-import sys
-from collections.abc import Callable, Iterator
-from functools import partial
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 from sdegen import grids
 from sdegen.bench.contenders import Calibrated, Contender, Ours
+from sdegen.bench.own import Own, loaded
 from sdegen.bench.problems import PROCESSES, Problem, problem
-from sdegen.errors import InvalidArgumentError, SdegenError, hint
+from sdegen.errors import InvalidArgumentError, hint
 from sdegen.grids import Grid
 from sdegen.solvers import methods
 from sdegen.solvers.base import Solver
@@ -51,17 +45,17 @@ def contender(text: str) -> Contender:
         return Calibrated(int(plan[1]))
     if grid and grid not in GRIDS:
         raise InvalidArgumentError(f"unknown grid {grid!r} in {whole!r}: {hint(grid, list(GRIDS), 'there are')}")
-    own, _, function = name.rpartition(":")
-    return Ours(f"{Path(own).name}:{function}" if own else name, solver(name), grid or "own", GRIDS.get(grid))
+    if ":" not in name:
+        return Ours(name, solver(name), grid or "own", GRIDS.get(grid))
+    own = loaded(name)
+    called = f"{own.path.name}:{name.rpartition(':')[2]}"
+    return Ours(called, _returned(own), grid or "own", GRIDS.get(grid), sources=own.sources)
 
 
 def solver(text: str) -> Solver:
     """The solver that a name means. Raises InvalidArgumentError for what is not known or takes other arguments."""
     if ":" in text:
-        made: Solver = loaded(text)()
-        if not hasattr(made, "evals") or not callable(getattr(made, "step", None)) or isinstance(made, type):
-            raise InvalidArgumentError(f"{text} must return a solver, such as sd.heun(), got {made!r}")
-        return made
+        return _returned(loaded(text))
     name, args, options = _call(text)
     counted = re.fullmatch(r"([a-z_]+?)_?(\d+)", name)
     if name not in _SOLVERS and counted and counted[1] in _SOLVERS and not args:
@@ -75,6 +69,14 @@ def solver(text: str) -> Solver:
             f"{text!r} does not fit {name}{inspect.signature(_SOLVERS[name])}; give what it takes"
         ) from None
     return found
+
+
+def _returned(own: Own) -> Solver:
+    """The solver that a user's function returns."""
+    made: Solver = own()
+    if not hasattr(made, "evals") or not callable(getattr(made, "step", None)) or isinstance(made, type):
+        raise InvalidArgumentError(f"{own.text} must return a solver, such as sd.heun(), got {made!r}")
+    return made
 
 
 def _call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
@@ -112,65 +114,6 @@ def problems(text: str) -> list[Problem]:
         name, _, process = item.partition("-")
         found += [problem(name, p) for p in (PROCESSES if process == "*" else [process or "VP"])]
     return found
-
-
-def loaded(text: str) -> Callable[..., Any]:
-    """The function of `path.py:function`. Raises InvalidArgumentError where there is none, or the file fails."""
-    where, _, name = text.rpartition(":")
-    path = Path(where)
-    if not where:
-        raise InvalidArgumentError(f"{text!r} must be path.py:function: say which function")
-    if not path.is_file():
-        raise InvalidArgumentError(f"{text!r} must be path.py:function with a file that exists; there is no {where!r}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InvalidArgumentError(f"{where!r} is no Python file")
-    if isinstance(spec.loader, SourceFileLoader):
-        spec.loader = _Fresh(spec.loader.name, spec.loader.path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses of the file look themselves up there
-    try:
-        with _beside(path):
-            spec.loader.exec_module(module)
-    except SdegenError:
-        raise
-    except Exception as error:
-        raise InvalidArgumentError(f"{where} could not be imported: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise InvalidArgumentError(f"{where} has no function {name!r}: {hint(name, known, 'it has')}")
-    return partial(_told, function, text, path)
-
-
-class _Fresh(SourceFileLoader):
-    """Reads the file as it is: what Python keeps compiled is told from it by its size and the second it was written."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        compiled: CodeType = self.source_to_code(self.get_data(self.path), self.path)
-        return compiled
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[None]:
-    """The file's own folder can be imported from inside, as when the file is run."""
-    folder = str(path.parent.resolve())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
-def _told(function: Callable[..., Any], text: str, path: Path) -> Any:
-    """A user's function, called; what it raises is told with its name."""
-    try:
-        with _beside(path):
-            return function()
-    except SdegenError:
-        raise
-    except Exception as error:
-        raise InvalidArgumentError(f"{text} raised {type(error).__name__}: {error}") from error
 
 
 def peers(text: str) -> list[Contender]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdegen.bench.contenders import Contender, Ours, drawn
 from sdegen.bench.problems import Problem
-from sdegen.bench.runs import Settings, fingerprint, key
+from sdegen.bench.runs import Settings, fingerprint, made_in
+from sdegen.bench.store import Place, Store
 from sdegen.bench.tables import named
 from sdegen.bench.targets import solved, tightest
 
@@ -29,7 +28,7 @@ class Fall(NamedTuple):
 
 def falls(problem: Problem, contenders: Sequence[Contender], seed: int, batch_size: int | None) -> dict[str, Fall]:
     """The mean terminal errors of our deterministic contenders on grids, by name."""
-    wanted = [c for c in contenders if isinstance(c, Ours) and not c.stochastic and not c.adaptive]
+    wanted = _wanted(contenders)
     if not wanted:
         return {}
     tight = tightest(problem, TIGHT)
@@ -45,12 +44,25 @@ def falls(problem: Problem, contenders: Sequence[Contender], seed: int, batch_si
     return found
 
 
-def kept_falls(problem: Problem, contenders: Sequence[Contender], settings: Settings, folder: Path) -> dict[str, Fall]:
-    """`falls`, made once and read from the folder from then on."""
-    about = ("orders", fingerprint(problem), [c.key for c in contenders], settings.seed, settings.batch_size)
-    path = folder / f"{key(*about)}.json"
-    if path.exists():
-        return {name: Fall(*fall) for name, fall in json.loads(path.read_text()).items()}
-    found = falls(problem, contenders, settings.seed, settings.batch_size)
-    path.write_text(json.dumps(found))
-    return found
+def kept_falls(problem: Problem, contenders: Sequence[Contender], settings: Settings, store: Store) -> dict[str, Fall]:
+    """`falls`, made once and read from the store from then on."""
+    wanted, place = _wanted(contenders), Place()
+    if store.folder is not None:
+        marks = [store.mark(problem, fingerprint), *(store.mark(c, made_in) for c in wanted)]
+        place = store.place("orders", *marks, f"{settings.seed} {settings.batch_size}")
+
+    def read(found: Any) -> dict[str, Fall]:
+        made = {
+            name: Fall([(float(x), float(y)) for x, y in points], declared, float(floor))
+            for name, (points, declared, floor) in found.items()
+        }
+        if list(made) != [str(named(c)) for c in wanted]:
+            raise ValueError("orders of others")
+        return made
+
+    return store.made(place, read, lambda: falls(problem, contenders, settings.seed, settings.batch_size), dict)
+
+
+def _wanted(contenders: Sequence[Contender]) -> list[Ours]:
+    """Those whose errors have an order: our deterministic ones on grids."""
+    return [c for c in contenders if isinstance(c, Ours) and not c.stochastic and not c.adaptive]

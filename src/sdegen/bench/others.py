@@ -91,11 +91,6 @@ class Peer:
         """One step."""
         return self.evals
 
-    @property
-    def key(self) -> str:
-        """The library, its version, the sampler and the grid."""
-        return f"{self.library} {self.version} {self.name} {self.grid} {self.evals}"
-
     def ready(self, problem: Problem, budget: float, seed: int, batch_size: int | None) -> Peer:
         """With the steps that the budget allows."""
         if budget < 1:

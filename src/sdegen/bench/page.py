@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import torch
 
 import sdegen
 from sdegen import plots
-from sdegen.bench import figures
+from sdegen.bench import figures, files
 from sdegen.bench.contenders import Contender, Ours
 from sdegen.bench.machine import about
 from sdegen.bench.orders import Fall
@@ -49,7 +48,10 @@ WORDS = {
 
 
 class Report(NamedTuple):
-    """All that a page shows: what was run and how, its rows and first samples, and errors over steps by model."""
+    """All that a page shows: what was run and how, its rows and first samples, and errors over steps by model.
+
+    interrupted: how to go on, where it was.
+    """
 
     jobs: Sequence[Job]
     settings: Settings
@@ -57,7 +59,7 @@ class Report(NamedTuple):
     falls: Mapping[str, Mapping[str, Fall]]
     command: str
     peers: Mapping[str, str]
-    interrupted: bool = False
+    interrupted: str = ""
 
     @property
     def problems(self) -> list[Problem]:
@@ -82,8 +84,13 @@ def _template() -> Any:
 
 
 def write(report: Report, path: str | os.PathLike[str]) -> None:
-    """The page as one HTML file. Raises InvalidArgumentError without jinja2 or matplotlib."""
-    Path(path).write_text(_template().render(**content(report)), encoding="utf-8")
+    """The page as one HTML file.
+
+    Raises:
+        InvalidArgumentError: jinja2 or matplotlib is not installed.
+        WriteError: It cannot be written; a page that was there is as it was.
+    """
+    files.write(path, _template().render(**content(report)))
 
 
 def content(report: Report) -> dict[str, Any]:
@@ -98,7 +105,7 @@ def content(report: Report) -> dict[str, Any]:
         "lead": f"{count[0]} solvers of sdegen {sdegen.__version__}{beside}, on {', '.join(names)}.",
         "command": report.command,
         "interrupted": report.interrupted,
-        "parts": [_part(report, p) for p in report.problems],
+        "parts": [_part(report, p, f"model-{i}") for i, p in enumerate(report.problems, 1)],
         "robust": _robust(rows),
         "samples": ", ".join(f"{n:,}" for n in rows.each("samples")) or f"{settings.samples:,}",
         "seed": settings.seed,
@@ -109,12 +116,12 @@ def content(report: Report) -> dict[str, Any]:
     }
 
 
-def _part(report: Report, problem: Problem) -> dict[str, Any]:
+def _part(report: Report, problem: Problem, anchor: str) -> dict[str, Any]:
     """One model's section."""
     rows = report.done.rows.where(model=problem.name)
     return {
         "name": problem.name,
-        "anchor": re.sub(r"[^a-zA-Z0-9]+", "-", problem.name),
+        "anchor": anchor,
         "statement": problem.statement or f"{problem.model!r}",
         "peers": any(x != "sdegen" for x in rows.each("library")),
         "answers": [_answer(a) for a in answers(rows)],

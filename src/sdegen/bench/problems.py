@@ -35,7 +35,8 @@ class Problem:
     name: as in tables. model: a `ScoreModel` on its process. shape: of one sample, `*S`. law: the exact law of the
     data, where the score is exact: samples are then compared with its marginal at t_min. data: samples of it `[N, *S]`,
     where there is no law: samples are then denoised once more and compared with these. image: the shape `(H, W)` or
-    `(3, H, W)` under which a sample is shown. dtype: of states; the model's own unless given.
+    `(3, H, W)` under which a sample is shown. dtype: of states; the model's own unless given. statement: what a page
+    says of it. sources: a hash of the files that it was made in, where it is known.
 
     Raises InvalidTypeError and InvalidArgumentError on parts that do not fit each other.
     """
@@ -48,6 +49,7 @@ class Problem:
     image: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
     statement: str = ""
+    sources: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from pathlib import Path
 from typing import Any
 
+from sdegen.bench import files
 from sdegen.errors import InvalidArgumentError
 
 COLUMNS = (
@@ -51,11 +52,16 @@ class Rows(list[dict[str, Any]]):
         return list(dict.fromkeys(row[column] for row in self))
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """A CSV file with a line of names; values that are not there are empty."""
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self)
+        """A CSV file with a line of names; values that are not there are empty.
+
+        Raises:
+            WriteError: It cannot be written; a file that was there is as it was.
+        """
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self)
+        files.write(path, text.getvalue())
 
     def frame(self) -> Any:
         """A pandas DataFrame. Raises InvalidArgumentError without pandas."""

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-import sdegen
 from sdegen import metrics as measures
-from sdegen import noise as noises
+from sdegen.bench.answers import answer, questions
 from sdegen.bench.contenders import Contender, Drawn
-from sdegen.bench.identity import digest, identity
-from sdegen.bench.machine import processor
+from sdegen.bench.identity import Seen, seen
 from sdegen.bench.problems import Problem
-from sdegen.bench.rows import Rows
+from sdegen.bench.rows import COLUMNS, Rows
+from sdegen.bench.store import Place, Store
 from sdegen.bench.tables import Entry, named
 from sdegen.bench.targets import most, target
 from sdegen.grids import check_steps
 from sdegen.loop.progress import evaluations_bar
 from sdegen.metrics import Metric, Target
-from sdegen.scores.model import place
+from sdegen.scores.model import place as home
 from sdegen.testing.guards import peak_memory
 
 SHOWN = 6400
@@ -73,33 +70,24 @@ class Settings(NamedTuple):
 
 
 def collect(
-    jobs: Sequence[Job],
-    settings: Settings,
-    keep: str | os.PathLike[str] | None = None,
-    progress: bool | None = None,
-    done: Sweep | None = None,
+    jobs: Sequence[Job], settings: Settings, store: Store, progress: bool | None = None, done: Sweep | None = None
 ) -> Sweep:
-    """The rows of all jobs, of those in the folder `keep` without running them again; added to `done` one by one.
+    """The rows of all jobs, of those that are kept without running them again; added to `done` one by one.
 
     An exception that ends it, an interrupt as well, has as `partial` what is done.
     """
-    folder = None if keep is None else Path(keep)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     check_steps(settings.samples, "samples")
     done = Sweep(Rows(), {}) if done is None else done
+    places = [place(store, job, settings) for job in jobs]  # before the first run, which may change what it runs
     total = sum(40 if job.budget < 1 else int(job.budget) for job in jobs)
     try:
         with evaluations_bar(total, progress) as bar:
-            for problem, own in itertools.groupby(jobs, key=lambda job: job.problem):
-                bench, mark = Bench(problem, settings), fingerprint(problem)
-                for job in own:
+            for problem, own in itertools.groupby(zip(jobs, places), key=lambda pair: pair[0].problem):
+                bench = Bench(problem, settings)
+                for job, where in own:
                     c = job.contender
                     bar.set_description_str(f"{problem.name}: {c.name}, {job.budget:g}")
-                    path = None if folder is None else folder / f"{key(mark, c.key, job.budget, settings)}.json"
-                    shot = bench.shot(job) if path is None or not path.exists() else read(path)
-                    if path is not None and not path.exists():
-                        write(path, shot)
+                    shot = store.made(where, partial(read, job, settings), partial(bench.shot, job), content)
                     done.rows.extend(shot.rows)
                     done.shown[problem.name, named(c), job.budget] = shot.shown
                     bar.update(40 if job.budget < 1 else int(job.budget))
@@ -109,10 +97,16 @@ def collect(
     return done
 
 
-def key(*parts: Any) -> str:
-    """A hash that changes with all that a run's rows depend on, and with the versions and the processor."""
-    whole = f"{[identity(p) for p in parts]} {sdegen.__version__} {torch.__version__} {processor()}"
-    return hashlib.sha256(whole.encode()).hexdigest()[:24]
+def place(store: Store, job: Job, settings: Settings) -> Place:
+    """Where a run is kept."""
+    if store.folder is None:
+        return Place()
+    return store.place(
+        store.mark(job.problem, fingerprint),
+        store.mark(job.contender, made_in),
+        store.mark(settings, seen),
+        repr(job.budget),
+    )
 
 
 class Bench:
@@ -181,7 +175,7 @@ def _timed(draw: Callable[[], Drawn]) -> tuple[Drawn, float]:
 
 def _memory(draw: Any, problem: Problem, few: int) -> float:
     """The most bytes of tensors alive at once in a run of few samples, per sample; the GPU's for a model on one."""
-    device = place(problem.model.module, None, None, problem.model.device)[1]
+    device = home(problem.model.module, None, None, problem.model.device)[1]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -190,28 +184,27 @@ def _memory(draw: Any, problem: Problem, few: int) -> float:
     return peak_memory(lambda: draw(few)) / few
 
 
-def fingerprint(problem: Problem) -> str:
-    """A hash that changes with the process, the model's answers, and what samples are compared with."""
-    process = problem.process
-    level = process.level((process.t_min + process.t_max) / 2)
-    dtype, device = place(problem.model.module, problem.dtype, None, problem.model.device)
-    with torch.no_grad():
-        seen = problem.model(process.prior(noises.seeds(0, 2, device=device), problem.shape, dtype), level, "data")
-    law = None if problem.law is None else problem.law.sample(16, seed=0)
-    parts = [seen, law, problem.data]
-    return (
-        f"{problem.name} {process} {problem.shape} {problem.dtype} {[None if p is None else digest(p) for p in parts]}"
-    )
+def fingerprint(problem: Problem) -> Seen:
+    """What a problem is: its model, law and data, the files it was made in, and what the model answers."""
+    return made_in(replace(problem, statement=""), [answer(problem, x, level) for x, level in questions(problem)])
 
 
-def write(path: Path, shot: Shot) -> None:
-    """A run as JSON, all of it or nothing."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({"rows": list(shot.rows), "shown": shot.shown.double().round(decimals=4).tolist()}))
-    part.replace(path)
+def made_in(thing: Any, *more: Any) -> Seen:
+    """What a thing is; one that was made in a user's file rests on that file, whatever it is made of."""
+    found = seen(thing, *more)
+    return found._replace(own=(*found.own, "a file")) if getattr(thing, "sources", "") else found
 
 
-def read(path: Path) -> Shot:
-    """A run that was written."""
-    found = json.loads(path.read_text())
-    return Shot(Rows(found["rows"]), torch.tensor(found["shown"]))
+def content(shot: Shot) -> Any:
+    """A run as JSON can hold it."""
+    return {"rows": list(shot.rows), "shown": shot.shown.double().round(decimals=4).tolist()}
+
+
+def read(job: Job, settings: Settings, found: Any) -> Shot:
+    """A run from what JSON held. Raises an error of any kind on what is no run of this job."""
+    rows = Rows(found["rows"])
+    c, names = job.contender, [m.name for m in settings.metrics]
+    about = {"model": job.problem.name, "solver": c.name, "grid": c.grid, "budget": job.budget, "library": c.library}
+    if not all(tuple(row) == COLUMNS and row["metric"] in names and about.items() <= row.items() for row in rows):
+        raise ValueError("rows of another run")
+    return Shot(rows, torch.tensor(found["shown"]).reshape(-1, *job.problem.shape))

@@ -12,8 +12,9 @@ from sdegen.bench.names import contender
 from sdegen.bench.problems import Problem
 from sdegen.bench.rows import Rows
 from sdegen.bench.runs import Job, Settings, collect
+from sdegen.bench.store import Store
 from sdegen.bench.targets import check, metric
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, warn_caller
 from sdegen.grids import check_steps
 from sdegen.metrics import Metric
 from sdegen.solvers.base import Solver
@@ -32,6 +33,7 @@ def sweep(
     resamples: int = 40,
     batch_size: int | None = None,
     keep: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     progress: bool | None = None,
 ) -> Rows:
     """Rows `(model, solver, grid, budget, metric)` with the quality, its interval, its floor, seconds and memory.
@@ -42,15 +44,22 @@ def sweep(
     cannot take a step with are left out, and adaptive solvers run to the tolerances `tols` instead. metrics: by name or
     as objects (`sdegen.metrics`); `rmse` is of deterministic solvers alone. samples: how many are drawn, by `seed`.
     level, resamples: of the intervals. batch_size: how many the network sees at once. keep: a folder in which every run
-    is kept when it is done, and read from when it is asked for again, so that an interrupted sweep goes on. progress:
-    None shows a bar on terminals.
+    is kept when it is done. Runs of what is this library's or an installed package's alone are read from there when
+    they are asked for again. resume: read those of your own code as well, so that an interrupted sweep goes on: where
+    its functions, classes, closures, globals and numbers are the same. What it reads besides, such as files, is not
+    looked at. progress: None shows a bar on terminals.
 
-    Raises InvalidArgumentError before the first evaluation on arguments that cannot work.
+    Raises InvalidArgumentError before the first evaluation on arguments that cannot work, and WriteError where a run
+    cannot be kept. Warns of kept runs that are damaged, which are made again, and of those that were not read.
     """
     check_steps(samples, "samples")
     settings = Settings(tuple(metric(m) for m in metrics), samples, seed, level, resamples, batch_size)
     jobs = plan(models, solvers, budgets, tols, settings.metrics)
-    return collect(jobs, settings, keep, progress).rows
+    store = Store(keep, resume, warn_caller)
+    rows = collect(jobs, settings, store, progress).rows
+    if store.advice():
+        warn_caller(f"{store.advice()}; give resume=True to take such runs from {keep}")
+    return rows
 
 
 def plan(

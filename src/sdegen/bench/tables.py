@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -196,12 +198,28 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([first, *rest]).rstrip()
 
 
+def escaped(text: str) -> str:
+    """A text that Markdown shows as it is: no HTML, no cell of a table, no mark-up, no TeX.
+
+    Args:
+        text: A name. Line breaks in it become spaces.
+
+    Returns:
+        It, with `&`, `<` and `>` as entities and a backslash before what Markdown reads.
+    """
+    words = html.escape(" ".join(text.split()), quote=False)
+    words = re.sub(r"([\\`*\[\]|$~])", r"\\\1", words)
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\_", words)  # one inside of a word is no mark-up
+
+
 def markdown(rows: Rows, level: str = "###") -> str:
-    """All tables as Markdown under headings of a level, with intervals."""
+    """All tables as Markdown under headings of a level, with intervals; names are shown as they are."""
     parts = []
     for sheet in sheets(rows, full):
-        lines = [sheet.head, ["---"] * len(sheet.head), *sheet.texts]
-        parts.append("\n".join([f"{level} {sheet.title}", "", *("| " + " | ".join(line) + " |" for line in lines)]))
+        texts = [[escaped(name), *cells] for name, *cells in sheet.texts]
+        lines = [sheet.head, ["---"] * len(sheet.head), *texts]
+        table = ["| " + " | ".join(line) + " |" for line in lines]
+        parts.append("\n".join([f"{level} {escaped(sheet.title)}", "", *table]))
     return "\n\n".join([*parts, ""])
 
 

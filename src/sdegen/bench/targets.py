@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
+from sdegen.bench.answers import check_same
 from sdegen.bench.contenders import drawn
 from sdegen.bench.problems import Problem
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, SdegenError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.metrics import NAMES, Metric, Target
 from sdegen.sampling.options import adaptive_default
 from sdegen.scores.mixtures import GaussianMixture
@@ -47,19 +48,7 @@ def check(problem: Problem, metrics: Sequence[Metric]) -> None:
     few = Target(None if samples is None else x, None if spare is None else spare[:16], _law(problem), x, x)
     for m in metrics:
         m(x, few)
-    dtype, device = place(problem.model.module, problem.dtype, None, problem.model.device)
-    state = torch.zeros(2, *problem.shape, dtype=dtype, device=device)
-    level = problem.process.level(problem.process.t_max)
-    try:
-        with torch.no_grad():
-            problem.model(state, level, "data")
-    except SdegenError:
-        raise
-    except Exception as error:
-        raise InvalidArgumentError(
-            f"the model of {problem.name} failed on two samples {list(state.shape)} of {dtype}, whose shape is that of "
-            f"the data or of --shape: {type(error).__name__}: {error}"
-        ) from error
+    check_same(problem)
 
 
 def target(problem: Problem, metrics: Sequence[Metric], n: int, seed: int, batch_size: int | None) -> Target:

@@ -27,7 +27,7 @@ class Parts(NamedTuple):
 class Base(ABC):
     """A metric whose samples are checked first: any that is NaN or Inf makes it `failed`."""
 
-    name: ClassVar[str]
+    name: str
     failed: ClassVar[float] = math.inf
     kind: ClassVar[Kind] = "plain"
     least: ClassVar[int] = 1

@@ -181,7 +181,7 @@ class MMD(TwoSamples):
     scale: float | None = None
     bandwidths: tuple[float, ...] = BANDWIDTHS
     kernel: str = "gaussian"
-    name: ClassVar[str] = "mmd"
+    name = "mmd"
 
     def __post_init__(self) -> None:
         _check_mixture(self.kernel, self.scale, self.bandwidths)
@@ -196,7 +196,7 @@ class MMD(TwoSamples):
 class Energy(TwoSamples):
     """`energy_distance` against the target's samples: unbiased, in the samples' unit, no root taken."""
 
-    name: ClassVar[str] = "energy"
+    name = "energy"
 
     def kernel_for(self, y: Tensor, keep: Callable[[Hashable, Callable[[], float]], float]) -> Kernel:
         """`-|x - y|`."""
@@ -209,7 +209,7 @@ class KID(TwoSamples):
 
     features: Features | None = None
     degree: int = 3
-    name: ClassVar[str] = "kid"
+    name = "kid"
 
     def __post_init__(self) -> None:
         positive("degree", self.degree)

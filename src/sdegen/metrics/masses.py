@@ -43,7 +43,7 @@ class ModeMasses(Summed):
 
     draws: int = 20_000
     seed: int = 0
-    name: ClassVar[str] = "modes"
+    name = "modes"
 
     def __post_init__(self) -> None:
         if self.draws < 2:
@@ -109,7 +109,7 @@ class InceptionScore(SummedSplit):
     """
 
     classifier: Features | None = None
-    name: ClassVar[str] = "is"
+    name = "is"
     failed: ClassVar[float] = -math.inf
 
     def phi(self, x: Tensor, target: Target) -> Tensor:
@@ -130,7 +130,7 @@ class InceptionScoreInfinity(Split):
     classifier: Features | None = None
     divisions: tuple[int, ...] = PARTS
     seed: int = 0
-    name: ClassVar[str] = "is_inf"
+    name = "is_inf"
     failed: ClassVar[float] = -math.inf
 
     def __post_init__(self) -> None:

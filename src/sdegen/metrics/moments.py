@@ -77,7 +77,7 @@ class MeanError(_Moments):
     m and Sigma are the law's, or those of the target's samples without one. Exact samples show about `1/sqrt(n)`.
     """
 
-    name: ClassVar[str] = "mean"
+    name = "mean"
     kind: ClassVar[Kind] = "root"
 
     def finish(self, sums: Sums, target: Target, other: Sums | None = None) -> float:
@@ -93,7 +93,7 @@ class CovarianceError(_Moments):
     Sigma is the law's, or that of the target's samples without one. It costs D x D memory.
     """
 
-    name: ClassVar[str] = "covariance"
+    name = "covariance"
     kind: ClassVar[Kind] = "root"
 
     def finish(self, sums: Sums, target: Target, other: Sums | None = None) -> float:
@@ -118,7 +118,7 @@ class Frechet(_Moments):
     """
 
     features: Features | None = None
-    name: ClassVar[str] = "frechet"
+    name = "frechet"
     kind: ClassVar[Kind] = "square"
 
     @property
@@ -144,7 +144,7 @@ class FrechetInfinity(Split):
     features: Features | None = None
     divisions: tuple[int, ...] = PARTS
     seed: int = 0
-    name: ClassVar[str] = "frechet_inf"
+    name = "frechet_inf"
     least: ClassVar[int] = 2
 
     def __post_init__(self) -> None:

@@ -114,7 +114,7 @@ class Precision(_Neighbours):
     """`precision` of features (callable `[n, *S] -> [n, F]`, by default the flattened samples)."""
 
     k: int = 3
-    name: ClassVar[str] = "precision"
+    name = "precision"
     _measured = staticmethod(_inside)
 
     @property
@@ -127,7 +127,7 @@ class Recall(_Neighbours):
     """`recall` of features (callable `[n, *S] -> [n, F]`, by default the flattened samples)."""
 
     k: int = 3
-    name: ClassVar[str] = "recall"
+    name = "recall"
     _measured = staticmethod(_recalled)
 
     @property
@@ -140,7 +140,7 @@ class Density(_Neighbours):
     """`density` of features (callable `[n, *S] -> [n, F]`, by default the flattened samples)."""
 
     k: int = 5
-    name: ClassVar[str] = "density"
+    name = "density"
     _measured = staticmethod(_crowding)
 
     @property
@@ -153,7 +153,7 @@ class Coverage(_Neighbours):
     """`coverage` of features (callable `[n, *S] -> [n, F]`, by default the flattened samples)."""
 
     k: int = 5
-    name: ClassVar[str] = "coverage"
+    name = "coverage"
     _measured = staticmethod(_covered)
 
     @property

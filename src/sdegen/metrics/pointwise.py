@@ -52,7 +52,7 @@ class RMSE(Summed):
     """
 
     statistic: Literal["rms", "mean", "median"] = "rms"
-    name: ClassVar[str] = "rmse"
+    name = "rmse"
 
     def __post_init__(self) -> None:
         if self.statistic not in STATISTICS:
@@ -104,7 +104,7 @@ class LogLikelihoodGap(Summed):
 
     draws: int = 50_000
     seed: int = 0
-    name: ClassVar[str] = "loglik"
+    name = "loglik"
     failed: ClassVar[float] = -math.inf
 
     def __post_init__(self) -> None:

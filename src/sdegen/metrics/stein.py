@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -84,7 +83,7 @@ class KernelStein(UMetric):
 
     length: float | None = None
     exponent: float = -0.5
-    name: ClassVar[str] = "ksd"
+    name = "ksd"
 
     def __post_init__(self) -> None:
         _check(1.0 if self.length is None else self.length, self.exponent)

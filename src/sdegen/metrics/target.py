@@ -115,10 +115,8 @@ class Metric(Protocol):
     `kind` ("root" for a distance, "square" for a squared one; by default "plain", a number of any other kind).
     """
 
-    @property
-    def name(self) -> str:
-        """A short name."""
-        ...
+    name: str
+    """A short name."""
 
     def __call__(self, x: Tensor, target: Target, /) -> float:
         """The metric of samples `[n, *S]`."""

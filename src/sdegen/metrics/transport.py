@@ -76,7 +76,7 @@ class SlicedWasserstein(Split):
 
     directions: int = 128
     seed: int = 0
-    name: ClassVar[str] = "sw2"
+    name = "sw2"
     kind: ClassVar[Kind] = "root"
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class Wasserstein(Split):
     """`wasserstein` from the target's samples: of the first `min(n, m, limit)` of both."""
 
     limit: int = LIMIT
-    name: ClassVar[str] = "w2"
+    name = "w2"
     kind: ClassVar[Kind] = "root"
 
     def __post_init__(self) -> None:
