@@ -238,11 +238,9 @@ class ScoreModel(Model):
         self.time: TimeMap = time or (log_sigma_time if predicts == "edm" else level_time)
         if isinstance(self.time, index_time):
             self.time = self.time.on(process)
-        self._module = module
-        self._timeless = predicts == "energy" and takes_one(net, condition)
+        self._module, self._timeless = module, predicts == "energy" and takes_one(net, condition)
         self.sigma_data = sigma_data
-        self.cast = cast
-        self.time_dtype = time_dtype
+        self.cast, self.time_dtype = cast, time_dtype
         self._conditions = Conditions.of(condition)
         if predicts not in get_args(Predicts) and not callable(predicts):
             meant = _meant(str(predicts))
