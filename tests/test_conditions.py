@@ -192,3 +192,9 @@ def test_a_map_of_models_knows_which_samples_it_has():
     assert [4, 5, 5, 5] in seen
     again = Watching(moved("tensor")).rows(torch.tensor([4, 2, 1])).rows(torch.tensor([2, 0]))
     assert again.index.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("value", [torch.tensor(2.0), np.array(2.0), 2.0, "two", b"two"], ids=repr)
+def test_a_single_value_is_one_for_all(value):
+    model = sd.ScoreModel(sd.VP(), lambda x, t, value: 0.5 * x, "noise", value=value)
+    assert torch.equal(sd.sample(model, (3, 2), nfe=3, seed=0), sd.sample(model, (3, 2), nfe=3, seed=0, batch_size=2))

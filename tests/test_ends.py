@@ -183,6 +183,12 @@ def test_adaptive_noise_starts_without_signal(end):
     assert spread(x) < 0.5
 
 
+def test_adaptive_noise_starts_far_out():
+    """A log-SNR of -50 at t_max, as good as an end: the first steps lie where all is noise."""
+    x = sd.sample(DATA.score(sd.VP(beta_max=200.0)), (100, 2), tol=0.2, solver=sd.adams(eta=1.0), seed=1)
+    assert spread(x) < 0.5
+
+
 @pytest.mark.parametrize("make", [sd.ddim, lambda: sd.dpmpp(3), lambda: sd.unipc(2), lambda: sd.unipc(3), sd.default])
 @pytest.mark.parametrize("end", mostly_slow(["Flow", "Flow to 0", "own"], ["Flow to 0"]))
 def test_encoding_begins_where_there_is_no_noise(make, end):

@@ -69,6 +69,15 @@ def test_two_times_that_nearly_meet_do_no_harm(name, where):
         assert float(run(grid=[*before, before[-1] - gap, *after]).abs().max()) < most
 
 
+def test_growing_steps_keep_their_nodes():
+    """Adaptive steps grow fivefold from a short first one: errors are seen, and stay near the tolerance."""
+    decay = sd.SDE.from_functions(lambda x, t: -3 * x, lambda x, t: torch.zeros_like(t))
+    flow = decay.probability_flow(lambda x, t: torch.zeros_like(x))
+    control = sd.PI(rtol=1e-8, atol=1e-10, start=0.0, end=1.0)
+    found = sd.solve(flow, torch.ones(4, 1, dtype=F64), control, sd.solvers.Adams(frame=sd.TIME)).x
+    assert float((found / torch.tensor(-3.0, dtype=F64).exp() - 1).abs().max()) < 1e-6
+
+
 # --- what functions do to x
 
 
@@ -360,6 +369,14 @@ def test_a_grid_that_is_none_is_a_type_error_of_ours(grid):
     for options in ({"steps": 3}, {"nfe": 4}, {"steps": 3, "start": 0.5}):
         with pytest.raises(sd.InvalidTypeError):
             sd.sample(NOISE, (2, 2), grid=grid, **options)
+
+
+def test_a_grid_without_times_is_named():
+    def forgetful(process, n):
+        process.level(1.0)
+
+    with pytest.raises(sd.InvalidTypeError, match="forgetful returned None"):
+        sd.sample(NOISE, (2, 2), grid=forgetful)
 
 
 def test_a_type_error_inside_of_a_grid_is_the_users_own():

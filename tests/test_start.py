@@ -94,6 +94,7 @@ def test_a_prior_does_not_depend_on_the_batch(options, name):
         return sd.sample(model, (n, 2), prior=prior, seed=4, batch_size=size, **options)
 
     whole = run(7, 4)
+    assert torch.equal(run(7, None), whole)
     assert torch.equal(run(3, 4), whole[:3])
     assert torch.equal(run(9, 4)[:7], whole)
 

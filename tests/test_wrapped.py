@@ -144,8 +144,12 @@ def test_the_device_is_the_networks():
 
 def test_a_module_may_be_given():
     net = Plain().double().eval()
-    hidden = {"key": lambda: net}
-    model = sd.ScoreModel(P, lambda x, t: hidden["key"]()(x), "velocity", module=net)
+    hidden = net
+    for _ in range(9):
+        hidden = functools.partial(hidden)
+        hidden = (lambda inner: lambda x, t=None: inner(x))(hidden)
+    assert sd.ScoreModel(P, hidden, "velocity").module is None
+    model = sd.ScoreModel(P, hidden, "velocity", module=net)
     assert model.module is net
     assert sd.sample(model, (2, 2), nfe=2).dtype == torch.float64
 

@@ -113,7 +113,7 @@ def begin_at(
     if not last:
         scale: Tensor = level.sigma / process.sigma(torch.full_like(first, process.t_max))
         x = x * scale.to(dtype)
-    return representable(x, level)
+    return representable(x, level) if dtype == torch.float16 else x
 
 
 def representable(x: Tensor, level: Level) -> Tensor:

@@ -132,7 +132,8 @@ class _Whole(_Part):
     value: Any
 
     def decided(self, name: str, n: int) -> _Part:
-        if isinstance(self.value, Sized) and not isinstance(self.value, str | bytes) and len(self.value) == n > 1:
+        single = isinstance(self.value, str | bytes | Tensor | np.ndarray)  # of no dimension, or else it is `_Rows`
+        if isinstance(self.value, Sized) and not single and len(self.value) == n > 1:
             raise InvalidArgumentError(
                 f"condition {name!r} is a {type(self.value).__name__} of {n} items for a batch of {n}: give a tensor, "
                 f"an array or a list where they are one for each sample; {_ADVICE}"

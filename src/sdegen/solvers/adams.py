@@ -17,12 +17,14 @@ from sdegen.processes.sde import SDE, check_eta
 from sdegen.solvers.base import Norm, Reverse, Step, check_reverse, given
 from sdegen.solvers.frame import Frame, ask, check_one_clock
 from sdegen.solvers.frames import ANGLE, log_snr
-from sdegen.solvers.quadrature import FAR, newton
+from sdegen.solvers.quadrature import FAR, NEAREST, apart, newton
 from sdegen.solvers.runge_kutta import starting_step
 from sdegen.solvers.table import Exponential, Leg, Past, check_history, run
 from sdegen.tensors import check_whole, combine, power, readable, widen
 
 _ANGLE = ANGLE(variable=log_snr)
+_SAME = 1e-9
+"""The share of a step below which two nodes are in one place."""
 
 
 class Nodes(NamedTuple):
@@ -129,13 +131,10 @@ class Adams(Exponential):
 
     def _empty(self, model: Reverse, x: Tensor, now: Level) -> Nodes:
         check_reverse(self, model, self.eta)
+        far = FAR * torch.arange(1, self.order + 1, dtype=torch.float64, device=now.t.device)
         none = torch.zeros_like(now.t, dtype=torch.int64)
         values = tuple(torch.zeros_like(widen(x)) for _ in range(self.order))
-        return Nodes(self._nowhere(now).expand(*now.t.shape, -1).clone(), values, none, none.clone())
-
-    def _nowhere(self, now: Level) -> Tensor:
-        """Where values sit that there are not."""
-        return FAR * torch.arange(1, self.order + 1, dtype=torch.float64, device=now.t.device)
+        return Nodes(far.expand(*now.t.shape, -1).clone(), values, none, none.clone())
 
     def init(self, model: Reverse, x: Tensor, now: Level) -> Nodes:
         """N at now, and nothing before it."""
@@ -147,12 +146,15 @@ class Adams(Exponential):
     def _legs(self, model: Any, now: Level, next: Level, past: Nodes) -> tuple[list[Leg], Tensor, Tensor]:
         """The legs, the corrector's nodes, and its weights term by term."""
         frame, still = self.frame, now.t == next.t
-        decay, terms = newton(frame, self.eta, now, next, past.at)
+        # steps that are judged by their errors grow fast from a short first one, and want all nodes
+        nearest = NEAREST if self.norm is None else _SAME
+        behind = apart(past.at, frame.coordinate(next) - frame.coordinate(now), nearest)
+        decay, terms = newton(frame, self.eta, now, next, behind)
         ahead = _up_to(terms, past.order - 1)
         # a row that stands still would have two nodes in one place, as would a step where all is noise
         here = frame.coordinate(next)
         here = torch.where(still | (here == past.at[..., 0]), frame.coordinate(now) + 1, here)
-        at = torch.cat([here[..., None], past.at], -1)
+        at = torch.cat([here[..., None], behind], -1)
         terms = newton(frame, self.eta, now, next, at)[1]
         terms = torch.where(still[..., None, None], 0.0, terms)
         weights = _up_to(terms, past.order)
@@ -174,11 +176,8 @@ class Adams(Exponential):
         legs, at, terms = self._legs(model, now, next, recent)
         source = given(noise) if self.stochastic else None
         out, values, _, _ = run(legs, model, x, Past(None, recent.values), source, next)
-        # where all is noise, levels have one place: the older of two values there says nothing new
-        here = self.frame.coordinate(next)
-        met = here == carry.at[..., 0]
-        known = torch.where(met, 1, torch.clamp(carry.known + 1, max=self.order))
-        moved = torch.cat([here[..., None], torch.where(met[..., None], self._nowhere(now), carry.at)[..., :-1]], -1)
+        known = torch.clamp(carry.known + 1, max=self.order)
+        moved = torch.cat([self.frame.coordinate(next)[..., None], carry.at[..., :-1]], -1)
         past = Nodes(moved, (values[0], *carry.values[:-1]), known, known.clone())
         answer = Step(out.to(x.dtype), past, inner=(x, at, values, carry.order))
         return self._judged(answer, x, next, terms, values, carry, known)

@@ -25,7 +25,7 @@ from sdegen.solvers.eta import Eta, EtaFunction, LevelEta, eta_of_step, is_zero
 from sdegen.solvers.frame import Frame
 
 FAR = 1e20
-_NEAREST = 0.02
+NEAREST = 0.02
 _SERIES = 26
 _NEAR = 1.5
 _TOP = 8
@@ -130,22 +130,22 @@ def weights(
     or the others are far: 'exact' by its integral; 'midpoint' by its value in the middle of the step times I_0; 'flat'
     by its value at now times I_0 and, without the kernel, its slope times h^2/2. All agree to h^3.
     """
-    at = _apart(at, frame.coordinate(next) - frame.coordinate(now))
+    at = apart(at, frame.coordinate(next) - frame.coordinate(now))
     integrals = _integrals(frame, eta, now, next, at, pair)
     nodes, last = _weights(integrals, at)
     decay, scale = _outside(frame, eta, now, next)
     return Weights(decay, scale[..., None] * nodes, scale[..., None] * last)
 
 
-def _apart(at: Tensor, h: Tensor) -> Tensor:
-    """The nodes without those that all but meet a newer one: `FAR` in place of what is nearer than h/50.
+def apart(at: Tensor, h: Tensor, nearest: float = NEAREST) -> Tensor:
+    """The nodes without those that all but meet a newer one: `FAR` in place of what is nearer than a share of h.
 
     Values differ by more than N does, as each is that of an inexact x; over a small gap that is a wild slope.
     """
     m = at.shape[-1]
     if m == 1:
         return at
-    near = (at[..., :, None] - at[..., None, :]).abs() < _NEAREST * h.abs()[..., None, None]
+    near = (at[..., :, None] - at[..., None, :]).abs() < nearest * h.abs()[..., None, None]
     met = (near & ~_LATER[:m, :m].to(at.device)).any(-1)
     far = FAR * (1.5 + torch.arange(m, dtype=at.dtype, device=at.device))
     return torch.where(met, far, at)
@@ -156,7 +156,6 @@ def newton(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at: Te
 
     The sum over k < n is the step through the first n nodes, and term n its difference to the one through n + 1.
     """
-    at = _apart(at, frame.coordinate(next) - frame.coordinate(now))
     decay, scale = _outside(frame, eta, now, next)
     return decay, scale[..., None, None] * _terms(_integrals(frame, eta, now, next, at, "exact"), at)
 
