@@ -161,6 +161,20 @@ def test_a_device_without_float64_gets_none(make, options):
         assert not mode.found
 
 
+def test_an_edit_draws_its_noise_where_its_data_are(monkeypatch):
+    """The meta device mixes with the host without a word, so the noise is looked at itself."""
+    devices = []
+    drawn = sd.noise.normals
+
+    def normals(*args, **options):
+        devices.append(drawn(*args, **options).device.type)
+        return drawn(*args, **options)
+
+    monkeypatch.setattr(sd.noise, "normals", normals)
+    sd.edit(MODEL, ONES.to("meta"), 0.5, nfe=4)
+    assert devices == ["meta"]
+
+
 def test_the_other_calls_give_none_to_such_a_device():
     x = ONES.to("meta")
     with Float64() as mode:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sdegen.bench import inside
 from sdegen.bench.sources import origin, release
+from sdegen.processes import callables
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented))
 _ATOMS += (torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype)  # type: ignore[assignment]
@@ -178,7 +179,7 @@ class _Walk:
             where = ""  # made by exec, under whatever name
         if self._whose(where, thing.__qualname__):
             self.look(thing.__code__)
-            names = inside.names(thing.__code__)
+            names = callables.names(thing.__code__)
             named = {name: thing.__globals__[name] for name in names if name in thing.__globals__}
             self.parts("globals", [part for item in named.items() for part in item])
             for name in inside.imported(thing.__code__):
@@ -235,7 +236,7 @@ class _Walk:
         kind = type(thing)
         self.look(kind)
         if origin(kind.__module__) == "library":  # how they are pickled is for files, and leaves things out
-            slots = [name for k in kind.__mro__ for name in inside.slots(k)]
+            slots = [name for k in kind.__mro__ for name in callables.slots(k)]
             self.parts("slots", [getattr(thing, name, None) for name in slots])
             self.look(inside.lasting(kind, getattr(thing, "__dict__", {})))
             if isinstance(thing, (tuple, list)):

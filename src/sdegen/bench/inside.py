@@ -29,18 +29,6 @@ def lasting(kind: type, state: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in state.items() if not isinstance(getattr(kind, str(k), None), functools.cached_property)}
 
 
-def slots(kind: type) -> tuple[str, ...]:
-    """The attributes that a class itself keeps outside of `__dict__`."""
-    found = vars(kind).get("__slots__", ())
-    return (found,) if isinstance(found, str) else tuple(found)
-
-
-def names(code: types.CodeType) -> list[str]:
-    """All names that a function and those inside it use."""
-    inner = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in names(part)]
-    return list(dict.fromkeys([*code.co_names, *inner]))
-
-
 def imported(code: types.CodeType) -> list[str]:
     """The modules that a function and those inside it import."""
     inner = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in imported(part)]

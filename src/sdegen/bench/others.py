@@ -14,7 +14,7 @@ from sdegen import noise as noises
 from sdegen.bench.contenders import Drawn, affordable, idle
 from sdegen.bench.problems import Problem
 from sdegen.grids import Grid
-from sdegen.level import EDGE, Level
+from sdegen.level import Level
 from sdegen.scores.model import place
 from sdegen.testing.guards import seeded
 
@@ -64,7 +64,7 @@ def bounded(process: Any) -> Any:
     """The process without an end that has no signal, where the levels of other libraries, sigma/alpha, are infinite."""
     if not process.open_ends[0]:
         return process
-    return replace(process, t_max=float(process.at(-EDGE).t))
+    return replace(process, t_max=float(process.at(process.edges[0]).t))
 
 
 @dataclass(frozen=True)

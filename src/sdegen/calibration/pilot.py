@@ -19,7 +19,7 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.calibration.plan import Plan
 from sdegen.errors import InvalidTypeError, ScoreError
-from sdegen.level import EDGE, Level, placed
+from sdegen.level import Level
 from sdegen.processes.process import Process
 from sdegen.processes.schedules import EDM
 from sdegen.scores.model import convert, plane
@@ -243,5 +243,5 @@ def span(process: Process) -> tuple[Tensor, Tensor]:
     """
     if not process.gaussian:
         raise InvalidTypeError(f"calibrate needs a Process with alpha and sigma, got {process}")
-    ends = placed(process.level(torch.tensor([process.t_max, process.t_min], dtype=F64, device="cpu")).lam, EDGE)
-    return ends[0], ends[1]
+    first, last = process.edges
+    return first, last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class EditedModel(ModelMap):
         super().__init__(model)
         self.edit = edit
         self.name = name
-        self._own = Conditions.of(condition)
+        self._conditions = Conditions.of(condition)
 
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]` that goes with the edited data, at x `[B, *S]` and a level `[]` or `[B]`."""
@@ -44,31 +44,8 @@ class EditedModel(ModelMap):
     def predicted(self, x: Tensor, level: Level) -> Tensor:
         """The edited prediction of the data."""
         data = self.models[0](x, level, "data")
-        condition = self._own.given(x.shape[0]) if self._own else {}
+        condition = self._conditions.given(x.shape[0]) if self._conditions else {}
         return expect_like(self.edit(data, x, level, **condition), data, f"{self.name} must return data")
-
-    @property
-    def row_count(self) -> int | None:  # type: ignore[override]
-        """How many samples the conditions of the edit, or of the model, are for."""
-        own = self._own.count
-        return super().row_count if own is None else own
-
-    def rows(self, index: Tensor) -> EditedModel:
-        """The same for the samples `index` `[b]`."""
-        part = cast(EditedModel, super().rows(index))
-        part._own = self._own.rows(index)
-        return part
-
-    def sized(self, n: int) -> EditedModel:
-        """The same for n samples."""
-        whole = cast(EditedModel, super().sized(n))
-        whole._own = self._own.sized(n)
-        return whole
-
-    def check_batch(self, n: int) -> None:
-        """The model's own check, and the edit's conditions."""
-        super().check_batch(n)
-        self._own.check(n)
 
     def __repr__(self) -> str:
         return f"{self.name}({self.models[0]!r})"

@@ -55,9 +55,8 @@ class Rules:
     """What does not change in a solve.
 
     levels: all of a known grid, where the controller is not asked; parts: its steps' own solvers. alone: whether the
-    controller keeps each row's fate itself. cheap: whether values of x can be read without waiting; watch:
-    whether edits of x are counted. dtype: that in
-    which x is summed.
+    controller keeps each row's fate itself. cheap: whether values of x can be read without waiting; watch: whether
+    edits of x are counted. dtype: that in which x is summed.
     """
 
     process: SDE

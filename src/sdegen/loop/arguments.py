@@ -72,8 +72,7 @@ def check_solve(
     event: Any = None,
 ) -> None:
     """Raises on any mistake in the arguments of `solve`."""
-    check_model(model)
-    check_solver(solver, observe)
+    check_parts(model, solver, observe)
     if on_failure not in ("raise", "return"):
         raise InvalidArgumentError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
     check_state(x)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, SdegenError
 from sdegen.level import Level
-from sdegen.tensors import cat, readable
+from sdegen.tensors import cat, readable, version
 
 
 class Status(enum.IntEnum):
@@ -68,9 +68,9 @@ Observer = Callable[[Progress], Any]
 
 def shown(observe: Observer, progress: Progress) -> Any:
     """What the observer answers. Raises InvalidArgumentError if it edited the state."""
-    version = None if progress.x.is_inference() else progress.x._version
+    before = version(progress.x)
     answer = observe(progress)
-    if version is not None and progress.x._version != version:
+    if version(progress.x) != before:
         raise InvalidArgumentError("the observer edited progress.x in place, which is the solver's own: edit a copy")
     return answer
 

@@ -48,12 +48,7 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, types.FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
         kept = [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        names: list[str] = []
-        codes = [value.__code__]
-        for code in codes:
-            codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
-            names += code.co_names
-        return kept + [value.__globals__[name] for name in names if name in value.__globals__]
+        return kept + [value.__globals__[name] for name in names(value.__code__) if name in value.__globals__]
     if isinstance(value, types.MethodType):
         return [value.__self__, value.__func__]
     if isinstance(value, functools.partial):
@@ -68,12 +63,20 @@ def _parts(value: Any) -> list[Any]:
 
 def _attributes(value: Any) -> list[Any]:
     """What an object holds, in its dict or in slots."""
-    slots = [name for kind in type(value).__mro__ for name in _names(vars(kind).get("__slots__", ()))]
-    return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name) for name in slots if hasattr(value, name))]
+    kept = [name for kind in type(value).__mro__ for name in slots(kind)]
+    return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name) for name in kept if hasattr(value, name))]
 
 
-def _names(slots: str | Iterable[str]) -> Iterable[str]:
-    return (slots,) if isinstance(slots, str) else slots
+def slots(kind: type) -> tuple[str, ...]:
+    """The attributes that a class itself keeps outside of `__dict__`."""
+    found = vars(kind).get("__slots__", ())
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def names(code: types.CodeType) -> list[str]:
+    """All names that a function and those inside it use."""
+    inner = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in names(part)]
+    return list(dict.fromkeys([*code.co_names, *inner]))
 
 
 def takes_one(net: Callable[..., Any], condition: Iterable[str]) -> bool:

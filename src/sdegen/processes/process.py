@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.level import END, Level, check_level, check_span, is_end, placed
+from sdegen.level import EDGE, END, Level, check_level, check_span, is_end, placed
 from sdegen.processes.sde import SDE
 from sdegen.tensors import as_time, combine, like, readable
 
@@ -44,6 +44,12 @@ class Process(SDE):
         if self.proven:
             return False, False
         return is_end(self.level(self.t_max))[0], is_end(self.level(self.t_min))[1]
+
+    @property
+    def edges(self) -> Tensor:
+        """The log-SNRs `[2]` at t_max and t_min, or next to such ends, where methods that take none begin or stop."""
+        ends = torch.tensor([self.t_max, self.t_min], dtype=torch.float64, device="cpu")
+        return placed(self.level(ends).lam, EDGE)
 
     @property
     def steps(self) -> int | None:

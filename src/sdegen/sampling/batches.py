@@ -31,8 +31,8 @@ from sdegen.tensors import finite_rows, where_rows
 class Batches:
     """All samples of a call: any of them are had with `model`, `start` and `noise`, whatever the batching.
 
-    seeds `[n]`; event: S; first: the first time; given: states to start from, or the law that they are drawn from, None
-    for noise alone; make: the noise source from seeds; size: how many samples the network sees at once.
+    seeds `[n]`; event: S; first: the first level; given: states to start from, or the law that they are drawn from,
+    None for noise alone; make: the noise source from seeds; size: how many samples the network sees at once.
     """
 
     whole: Reverse
@@ -40,7 +40,7 @@ class Batches:
     event: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    first: Tensor
+    first: Level
     given: Tensor | Law | None
     make: Callable[[Tensor], NoiseSource] | None
     size: int
@@ -82,17 +82,19 @@ class Batches:
                 part, level = run_to(
                     model, x, control, solver, noise, watch if watch.needed else None, False, previews=watch.previews
                 )
-                records += [watch.record(x, self.whole.process.level(self.first))] if path else []
+                records += [watch.record(x, self.first)] if path else []
                 parts.append(part if real == size else part.rows(slice(real)))
                 if last:
                     part = denoised(model, part, level)
                     parts[-1] = part if real == size else part.rows(slice(real))
                     if bar is not None:
                         bar(1)
-        level = self.whole.process.level(self.first)
+        if parts:
+            found = Solution.join(parts)
+            return joined(found, records) if path else found
         empty = torch.empty(0, *self.event, dtype=self.dtype, device=self.device)
-        found = Solution.join(parts) if parts else _nothing(empty, level)
-        return joined(found, records or [Recorder([empty], [], [level])]) if path else found
+        found = _nothing(empty, self.first)
+        return joined(found, [Recorder([empty], [], [self.first])]) if path else found
 
     def to_tolerance(self, control: Adaptive, solver: Solver, denoise: bool, shown: bool | None) -> Solution:
         """All samples with steps of their own, the batch kept full from the queue; failed ones with their status."""

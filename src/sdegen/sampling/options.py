@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.grids import by_time, check_steps, check_times
-from sdegen.level import EDGE
 from sdegen.loop.arguments import check_numbers
 from sdegen.loop.control import Fixed
 from sdegen.loop.tolerance import PI
@@ -150,9 +149,9 @@ def closed(model: Any, solver: Solver, start: float | None, end: float | None) -
     process = model.process
     no_signal, no_noise = process.open_ends
     if no_signal and start is None and not (solver.noise_end and model.answers):
-        start = float(process.at(-EDGE).t)
+        start = float(process.at(process.edges[0]).t)
     if no_noise and end is None and not solver.data_end and not model.says(process.level(process.t_min))[1]:
-        end = float(process.at(EDGE).t)
+        end = float(process.at(process.edges[1]).t)
     return start, end
 
 
@@ -183,5 +182,5 @@ def _cut(times: Any, solver: Solver, start: float | None, end: float | None, nam
             f"{name} stops at t={last:g} with {len(known) - 1} steps, and the start is t={first:g}: give more steps, "
             "or an end below the start"
         )
-    inside = known[(known < first) & (known > last)]
-    return torch.cat([known.new_tensor([first]), inside, known.new_tensor([last])])
+    between = known[(known < first) & (known > last)]
+    return torch.cat([known.new_tensor([first]), between, known.new_tensor([last])])

@@ -83,37 +83,41 @@ def own_seeds(seed: Seed, n: int, device: torch.device) -> tuple[int | Tensor, T
         raise InvalidTypeError(f"{error}, or int64 seeds of shape [{n}], a torch.Generator or None") from None
 
 
-def begin_at(
-    process: Any, law: Law | None, seeds: Tensor, event: tuple[int, ...], dtype: torch.dtype, first: Tensor
-) -> Tensor:
-    """The states at the first time: of the prior's law there, or noise alone."""
+def check_start(process: Any, level: Level) -> None:
+    """Raises InvalidArgumentError where noise alone is no start at a level; warns where it lacks much of the data."""
+    last = not readable(level.t) or float(level.t) == process.t_max
     if not process.gaussian:
-        if float(first) != process.t_max:
+        if not last:
             raise InvalidArgumentError(f"the prior of {process} is at t={process.t_max}; times must start there")
+        return
+    share = float(level.alpha / level.sigma) if readable(level.alpha) else 0.0
+    if share > _PURE:
+        warn_caller(
+            f"{'at t_max' if last else 'where the grid starts'}, t={float(level.t):g}, x still holds alpha/sigma = "
+            f"{share:.2g} of the data, and the start is noise alone: samples will lack it. Give prior=(mean, std) of "
+            "the data, or sd.Gaussian(mean, cov=cov); or "
+            + ("a process with a larger t_max" if last else f"start at t_max={process.t_max:g}")
+            + ", or x, states from process.perturb(data, level, noise)"
+        )
+
+
+def begin_at(
+    process: Any, law: Law | None, seeds: Tensor, event: tuple[int, ...], dtype: torch.dtype, level: Level
+) -> Tensor:
+    """The states at the first level: of the prior's law there, or noise alone."""
+    if not process.gaussian:
         own: Tensor = process.prior(seeds, event)
         return own.to(dtype)
-    level = process.level(first)
     if law is not None:
         drawn: Any = law.sample(len(seeds), seed=seeds, level=level, dtype=dtype)
         if not isinstance(drawn, Tensor) or drawn.shape != (len(seeds), *event):
             raise InvalidArgumentError(f"the prior's sample must be {[len(seeds), *event]}, got {described(drawn)}")
         return representable(drawn.to(seeds.device, dtype), level)
     x: Tensor = process.prior(seeds, event, dtype)
-    if not readable(first):
-        return x
-    share, last = float(level.alpha / level.sigma), float(first) == process.t_max
-    if share > _PURE:
-        warn_caller(
-            f"{'at t_max' if last else 'where the grid starts'}, t={float(first):g}, x still holds alpha/sigma = "
-            f"{share:.2g} of the data, and the start is noise alone: samples will lack it. Give prior=(mean, std) of "
-            "the data, or sd.Gaussian(mean, cov=cov); or "
-            + ("a process with a larger t_max" if last else f"start at t_max={process.t_max:g}")
-            + ", or x, states from process.perturb(data, level, noise)"
-        )
-    if not last:
-        scale: Tensor = level.sigma / process.sigma(torch.full_like(first, process.t_max))
+    if readable(level.t) and float(level.t) != process.t_max:
+        scale: Tensor = level.sigma / process.sigma(torch.full_like(level.t, process.t_max))
         x = x * scale.to(dtype)
-    return representable(x, level) if dtype == torch.float16 else x
+    return representable(x, level)
 
 
 def representable(x: Tensor, level: Level) -> Tensor:
@@ -126,7 +130,7 @@ def representable(x: Tensor, level: Level) -> Tensor:
     return x
 
 
-def placed(
+def states_kind(
     net: torch.nn.Module | None,
     x: Any,
     shape: list[int],

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords, unknown_keywords
 from sdegen.grids import Grid, check_steps
-from sdegen.loop.arguments import check_ends, check_model, check_numbers, check_parts, check_solver
+from sdegen.loop.arguments import check_ends, check_model, check_numbers, check_solver
 from sdegen.loop.control import Fixed
 from sdegen.loop.fixed import solve
 from sdegen.loop.progress import watched
@@ -33,7 +33,17 @@ from sdegen.sampling.options import (
     own,
     steps_of,
 )
-from sdegen.sampling.prior import Law, Seed, add_notes, add_seed, as_law, own_seeds, placed, representable
+from sdegen.sampling.prior import (
+    Law,
+    Seed,
+    add_notes,
+    add_seed,
+    as_law,
+    check_start,
+    own_seeds,
+    representable,
+    states_kind,
+)
 from sdegen.scores.model import Model, warn_if_training
 from sdegen.solvers.base import Reverse, Solver
 from sdegen.solvers.methods import euler_maruyama
@@ -86,8 +96,7 @@ def draw(
     with torch.no_grad():
         n, event = check_shape(shape)
         check_model(model)
-        if not start is end is None:
-            check_numbers(start=start, end=end)
+        check_numbers(start=start, end=end)
         adaptive = tol is not None and (solver is None or solver.own_steps is None)
         if solver is None:
             solver = adaptive_default(model) if adaptive else own(model)
@@ -107,13 +116,16 @@ def draw(
             raise InvalidArgumentError("sample runs from noise to data: times must decrease (sd.encode runs them up)")
         law = None if prior is None else as_law(prior, event, model.process)
         net = model.module
-        dtype, device = placed(net, x, [n, *event], law, dtype, device, model.device)
+        dtype, device = states_kind(net, x, [n, *event], law, dtype, device, model.device)
         whole = model.sized(n)
         warn_if_training(net)
         if adaptive:
             control = control.bind(solver, model.process, dtype)
             check_ends(model, solver, control.first, control.last)
             noise = noise or path_noise(model.process, solver)
+        first = control.first if adaptive else model.process.level(control.times[0])
+        if x is None and law is None:
+            check_start(model.process, first)
         needed = solver.stochastic or control.draws
         chosen, seeds = own_seeds(seed, n, device)
         _LOG.info("sample: seed=%s", chosen)
@@ -123,7 +135,7 @@ def draw(
             event,
             dtype,
             device,
-            control.first.t if adaptive else control.times[0],
+            first,
             law if x is None else x.to(device, dtype),
             (noise or noises.White) if needed else None,
             n if batch_size is None else check_steps(batch_size, "batch_size"),
@@ -235,7 +247,7 @@ def edit(model: Model, data: Tensor, start: float, *, seed: Seed = None, **optio
     process = model.process
     start = inside(start, process)
     seed, seeds = own_seeds(seed, data.shape[0], data.device)
-    noise = noises.normals(seeds, tuple(data.shape[1:]), _EDIT, dtype=data.dtype)
+    noise = noises.normals(seeds, tuple(data.shape[1:]), _EDIT, dtype=data.dtype, device=data.device)
     level = process.level(start)
     x = representable(process.perturb(data, level, noise), level)
     return sample(model, tuple(data.shape), x=x, start=start, seed=seed, **options)
@@ -273,18 +285,17 @@ def encode(
     check_model(model)
     if solver is None:
         solver = own(model) if tol is None else adaptive_default(model)
-    check_parts(model, solver, None)
+    check_solver(solver, None)
     check_state(x)
     if prior is not None:
         as_law(prior, tuple(x.shape[1:]), model.process)
     if solver.stochastic:
         raise InvalidArgumentError(f"{solver} draws noise, and only a deterministic solver encodes; use sd.ddim()")
-    top, bottom = model.process.t_max, model.process.t_min
     start, end = closed(model, solver, None, None) if any(model.process.open_ends) else (None, None)
     if tol is not None:
-        upwards = controlled(
-            tol, bottom if end is None else end, top if start is None else start, steps=steps, grid=grid
-        )
+        first = model.process.t_min if end is None else end
+        last = model.process.t_max if start is None else start
+        upwards = controlled(tol, first, last, steps=steps, grid=grid)
         return solve(model, x, upwards, solver, progress=progress).x
     control = on_grid(model, solver, grid, steps, start, end)
     return solve(model, x, Fixed(control.times.sort().values), solver, progress=progress).x

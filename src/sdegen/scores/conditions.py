@@ -57,10 +57,6 @@ class Conditions(dict[str, "_Part"]):
         """The conditions as they were given."""
         return {name: part.whole() for name, part in self.items()}
 
-    def check(self, n: int) -> None:
-        """Raises InvalidArgumentError unless every condition is for n samples, or one for all."""
-        self.sized(n)
-
     def sized(self, n: int) -> Conditions:
         """The same where they are known to be for n samples. Raises InvalidArgumentError unless they are."""
         return Conditions({name: part.decided(name, n) for name, part in self.items()})
@@ -127,12 +123,13 @@ class _Part(ABC):
 
 @dataclass(frozen=True)
 class _Whole(_Part):
-    """What is one for all samples."""
+    """What is one for all samples; marked, where `shared` says so."""
 
     value: Any
+    marked: bool = False
 
     def decided(self, name: str, n: int) -> _Part:
-        single = isinstance(self.value, str | bytes | Tensor | np.ndarray)  # of no dimension, or else it is `_Rows`
+        single = self.marked or isinstance(self.value, str | bytes | Tensor | np.ndarray)  # of no dimension, these
         if isinstance(self.value, Sized) and not single and len(self.value) == n > 1:
             raise InvalidArgumentError(
                 f"condition {name!r} is a {type(self.value).__name__} of {n} items for a batch of {n}: give a tensor, "
@@ -141,15 +138,13 @@ class _Whole(_Part):
         return self
 
     def to(self, device: torch.device) -> _Part:
-        inner = self.value.value if isinstance(self.value, Shared) else self.value
-        moved = inner.to(device) if _is_tensor(inner) else inner
-        return _Whole(Shared(moved) if isinstance(self.value, Shared) else moved)
+        return replace(self, value=self.value.to(device)) if torch.is_tensor(self.value) else self
 
     def given(self, n: int) -> Any:
-        return self.value.value if isinstance(self.value, Shared) else self.value
+        return self.value
 
     def whole(self) -> Any:
-        return self.value
+        return Shared(self.value) if self.marked else self.value
 
 
 @dataclass(frozen=True)
@@ -174,16 +169,16 @@ class _Rows(_Part):
     def rows(self, index: Tensor) -> _Part:
         if self.value.shape[0] == 1:
             return self
-        return _Rows(self.value[index.to(self.value.device) if _is_tensor(self.value) else index.cpu().numpy()])
+        return _Rows(self.value[index.to(self.value.device) if torch.is_tensor(self.value) else index.cpu().numpy()])
 
     def to(self, device: torch.device) -> _Part:
-        return _Rows(self.value.to(device)) if _is_tensor(self.value) else self
+        return _Rows(self.value.to(device)) if torch.is_tensor(self.value) else self
 
     def given(self, n: int) -> Any:
         if self.value.shape[0] == n:
             return self.value
         shape = (n, *self.value.shape[1:])
-        return self.value.expand(shape) if _is_tensor(self.value) else np.broadcast_to(self.value, shape)
+        return self.value.expand(shape) if torch.is_tensor(self.value) else np.broadcast_to(self.value, shape)
 
     def whole(self) -> Any:
         return self.value
@@ -289,10 +284,6 @@ class _Sequence(_Part):
         return self.each.whole()
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
-
-
 def _listed(kind: Callable[[Any], Any], found: dict[int, Any]) -> Any:
     return kind(list(found.values()))
 
@@ -305,6 +296,8 @@ def _common(parts: Any) -> Sizes:
 
 def _sorted(value: Any) -> _Part:
     """What a value is, as far as it tells without the number of samples."""
+    if isinstance(value, Shared):
+        return _Whole(value.value, marked=True)
     if isinstance(value, Tensor | np.ndarray):
         return _Rows(value) if value.ndim else _Whole(value)
     if isinstance(value, Mapping):

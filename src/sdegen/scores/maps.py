@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from sdegen.processes.process import Process
 from sdegen.scores.model import Model
 from sdegen.scores.plane import Want, convert, plane
 from sdegen.tensors import combine
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class ModelMap(Model):
@@ -46,20 +49,21 @@ class ModelMap(Model):
         return self.models[0].device
 
     @property
-    def row_count(self) -> int | None:  # type: ignore[override]
-        """The number of samples of the first model that says one."""
-        return next((count for model in self.models if (count := model.row_count) is not None), None)
+    def row_count(self) -> int | None:
+        """The number of samples of its own conditions, or of the first model that says one."""
+        counts = [super().row_count, *(model.row_count for model in self.models)]
+        return next((count for count in counts if count is not None), None)
 
-    def rows(self, index: Tensor) -> ModelMap:
+    def rows(self, index: Tensor) -> Self:
         """The same map of the models for the samples `index` `[b]`, which its `index` keeps."""
-        part = copy.copy(self)
+        part = copy.copy(super().rows(index))
         part.models = tuple(model.rows(index) for model in self.models)
         part.index = index if self.index is None else self.index[index.to(self.index.device)]
         return part
 
-    def sized(self, n: int) -> ModelMap:
+    def sized(self, n: int) -> Self:
         """The same map of the models for n samples."""
-        whole = copy.copy(self)
+        whole = copy.copy(super().sized(n))
         whole.models = tuple(model.sized(n) for model in self.models)
         return whole
 
@@ -67,11 +71,6 @@ class ModelMap(Model):
         """What all of them do."""
         told = [model.says(level) for model in self.models]
         return all(data for data, _ in told), all(noise for _, noise in told)
-
-    def check_batch(self, n: int) -> None:
-        """Every model's own check."""
-        for model in self.models:
-            model.check_batch(n)
 
 
 class PreviewModel(ModelMap):

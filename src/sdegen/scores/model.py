@@ -142,8 +142,7 @@ class Model(ABC):
     """The `torch.nn.Module` behind it, if there is one: it has the dtype, device and training mode."""
     device: torch.device | None = None
     """Where it answers, where no module says so."""
-    row_count: int | None = None
-    """How many samples its conditions are for; None where any number will do."""
+    _conditions: Conditions = Conditions()
 
     @abstractmethod
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
@@ -157,24 +156,34 @@ class Model(ABC):
     def __getstate__(self) -> dict[str, Any]:
         return picklable(vars(self))
 
-    def rows(self, index: Tensor) -> Model:
-        """The same model for the samples `index` `[b]` of its per-sample conditions."""
-        return self
+    @property
+    def row_count(self) -> int | None:
+        """How many samples its conditions are for; None where any number will do."""
+        return self._conditions.count
 
-    def sized(self, n: int) -> Model:
+    def rows(self, index: Tensor) -> Self:
+        """The same model for the samples `index` `[b]` of its per-sample conditions."""
+        return self._under(self._conditions.rows(index)) if self._conditions else self
+
+    def sized(self, n: int) -> Self:
         """The same model, its per-sample conditions known to be for n samples: `rows` need not guess it then.
 
         Raises InvalidArgumentError unless they are for n samples, or one for all.
         """
-        self.check_batch(n)
-        return self
+        return self._under(self._conditions.sized(n)) if self._conditions else self
+
+    def _under(self, conditions: Conditions) -> Self:
+        twin = copy.copy(self)
+        twin._conditions = conditions
+        return twin
 
     def says(self, level: Level) -> tuple[bool, bool]:
         """Whether its answers tell the data, and the noise, at one level `[]` that may lack the one or the other."""
         return True, True
 
-    def check_batch(self, n: int) -> None:  # noqa: B027 - without conditions there is nothing to check
+    def check_batch(self, n: int) -> None:
         """Raises InvalidArgumentError unless every per-sample condition is for n samples, or one for all."""
+        self.sized(n)
 
 
 class ScoreModel(Model):
@@ -307,40 +316,14 @@ class ScoreModel(Model):
                 raise InvalidArgumentError("the energy does not depend on x through autograd: its gradient is missing")
             return -torch.autograd.grad(energy.sum(), at, create_graph=keep)[0]
 
-    def check_batch(self, n: int) -> None:
-        """Raises InvalidArgumentError unless every per-sample condition is for n samples, or one for all."""
-        if self._conditions:
-            self._conditions.check(n)
-
     def __repr__(self) -> str:
         net = type(self.net).__name__ if self.module is self.net else named(self.net)
         return f"{type(self).__name__}({self.process}, {net}, predicts={self.predicts!r})"
-
-    def rows(self, index: Tensor) -> ScoreModel:
-        """The same model for the samples `index` `[b]` of its per-sample conditions."""
-        if not self._conditions:
-            return self
-        part = copy.copy(self)
-        part._conditions = self._conditions.rows(index)
-        return part
-
-    def sized(self, n: int) -> ScoreModel:
-        """The same model, its conditions known to be for n samples."""
-        if not self._conditions:
-            return self
-        whole = copy.copy(self)
-        whole._conditions = self._conditions.sized(n)
-        return whole
 
     @property
     def condition(self) -> Mapping[str, Any]:  # type: ignore[override]
         """The conditions, by name."""
         return self._conditions.plain
-
-    @property
-    def row_count(self) -> int | None:  # type: ignore[override]
-        """How many samples the conditions are for."""
-        return self._conditions.count
 
     @property
     def module(self) -> torch.nn.Module | None:  # type: ignore[override]

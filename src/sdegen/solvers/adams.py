@@ -91,11 +91,6 @@ class Adams(Exponential):
         return self.frame.tol_share
 
     @property
-    def noise_end(self) -> bool:
-        """The frame's; with noise where its linear part holds that."""
-        return self.frame.noise_end and (self.frame.lawful or not self.stochastic)
-
-    @property
     def data_end(self) -> bool:
         """The frame's: the second evaluation lies at the end of the step."""
         return self.frame.data_end

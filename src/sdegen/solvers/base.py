@@ -149,8 +149,12 @@ class Solver(ABC):
 
     @property
     def noise_end(self) -> bool:
-        """Whether it may start where there is no signal, alpha = 0."""
-        return True
+        """Whether it may start where there is no signal, alpha = 0.
+
+        In a frame where that allows it, with noise where the frame's linear part holds the noise.
+        """
+        frame = self.clock_frame
+        return frame is None or (frame.noise_end and (frame.lawful or not self.stochastic))
 
     @property
     def data_end(self) -> bool:

@@ -145,11 +145,6 @@ class Table(Solver):
         """The legs of a step for levels `[]`, `[B]` or, on a known grid, `[n]`; `past.at[..., 0]` is now's node."""
 
     @property
-    def noise_end(self) -> bool:
-        """The frame's; with noise where its linear part holds that."""
-        return self.frame.noise_end and (self.frame.lawful or not self.stochastic)
-
-    @property
     def remembers_start(self) -> bool:
         """Whether a step's start and noise are carried, for a corrector."""
         return False

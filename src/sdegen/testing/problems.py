@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.grids import graded
-from sdegen.level import EDGE, placed
 from sdegen.loop.control import Fixed
 from sdegen.loop.fixed import run
 from sdegen.processes.process import Process
@@ -120,8 +119,8 @@ def by_lam(process: Process, n: int, low: float = LOW, high: float = HIGH) -> Te
 
 def reach(process: Process, low: float = LOW, high: float = HIGH) -> tuple[float, float]:
     """Those of the log-SNRs from low to high that the process has."""
-    ends = (float(placed(process.level(t).lam, EDGE)) for t in (process.t_max, process.t_min))
-    return max(low, next(ends)), min(high, next(ends))
+    first, last = process.edges.tolist()
+    return max(low, first), min(high, last)
 
 
 def uneven(process: Process, n: int, ratio: float = 1.5) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.level import EDGE, Level, placed
+from sdegen.level import Level
 from sdegen.scores.mixtures import GaussianMixture
 from sdegen.scores.model import ScoreModel
 from sdegen.testing.checks.shared import working_dtype
@@ -105,8 +105,8 @@ def audit(
     rows = _data(data, samples * levels, seed)
     process = model.process
     model.check_batch(len(rows))
-    ends = [float(placed(process.level(t).lam, EDGE)) for t in (process.t_max, process.t_min)]
-    lams = torch.linspace(ends[0], ends[1], levels, dtype=F64)
+    noisiest, cleanest = process.edges.tolist()
+    lams = torch.linspace(noisiest, cleanest, levels, dtype=F64)
     batches = _batches(model, rows, levels, samples, seed)
     dtype = working_dtype(batches[0].model, batches[0].noise, data.dtype if isinstance(data, Tensor) else F64)
     mean, variance = rows.mean(0), rows.var(0, correction=0)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.level import EDGE, Level, placed
+from sdegen.level import Level
 from sdegen.processes.process import Process
 from sdegen.processes.schedules import EDM, VE, VP, Cosine, DiscreteVP, Flow
 from sdegen.scores.model import ScoreModel, convert, level_time, log_sigma_time, plane, sigma_time
@@ -196,7 +196,7 @@ def _at(
     model: ScoreModel, call: _Call, lam: Tensor, batch: Batch, dtype: torch.dtype
 ) -> Iterator[tuple[Reading, Score]]:
     process = call.process
-    low, high = sorted(float(placed(process.level(t).lam, EDGE)) for t in (process.t_min, process.t_max))
+    low, high = sorted(process.edges.tolist())
     if not low - 1 <= float(lam) <= high + 1:
         return
     level = process.at(lam.clamp(low, high))  # processes end at different levels: the nearest one tells as much
