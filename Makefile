@@ -18,7 +18,9 @@ help: ## list the targets
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --no-compile -q -c constraints.txt -e '.[dev]'
+	# of the pip that Python brings, few know dependency groups
+	$(BIN)/python -m pip install --no-compile -q 'pip>=25.1'
+	$(BIN)/python -m pip install --no-compile -q -c constraints.txt -e . --group dev
 	# the first two ask for torchvision, which their samplers do not use, and torchode for a typeguard of 2021, by way of
 	# torchtyping, of which it uses names only; the extra has what they do use
 	$(BIN)/python -m pip install --no-compile -q -c constraints.txt --no-deps azula k-diffusion torchode torchtyping typeguard
