@@ -113,7 +113,16 @@ def test_the_warning_is_at_t_max_too_and_goes_with_a_prior(recwarn):
 
 
 @pytest.mark.parametrize(
-    "prior", ["data", Law, torch.ones(2), (1.0, -1.0), (float("nan"), 1.0), ([1.0, 2.0, 3.0], 1.0)]
+    "prior",
+    [
+        "data",
+        Law,
+        torch.ones(2),
+        (1.0, -1.0),
+        (float("nan"), 1.0),
+        ([1.0, 2.0, 3.0], 1.0),
+        torch.distributions.Normal(torch.zeros(2), torch.ones(2)),
+    ],
 )
 def test_what_is_no_prior_is_refused_before_the_first_evaluation(prior):
     model = sd.ScoreModel(sd.VP(), lambda x, t: pytest.fail("called"), "noise")

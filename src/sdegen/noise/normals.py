@@ -170,7 +170,7 @@ def halves(pattern: Tensor) -> tuple[Tensor, Tensor]:
 
 def _integer(name: str, value: SupportsIndex, limit: int) -> int:
     try:
-        if isinstance(value, bool | Tensor):
+        if isinstance(value, (bool, Tensor)):
             raise TypeError
         number = operator.index(value)
     except TypeError:

@@ -84,6 +84,9 @@ class SDE(ABC):
             tangent: Tensor = torch.func.jvp(lambda y: gram(self.diffusion(y, t), direction), (x,), (direction,))[1]
             return tangent
 
+        if torch.is_inference_mode_enabled():  # where vmap has no rule for forward-mode derivatives in torch 2.4
+            with torch.inference_mode(False), torch.no_grad():
+                return self.divergence(x.clone(), t.clone())
         size = x[0].numel() if x.shape[0] else 0
         basis = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, *x.shape[1:])
         total: Tensor = torch.func.vmap(along)(basis).sum(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.grids import by_time, check_steps, check_times
+from sdegen.level import Level
 from sdegen.loop.arguments import check_numbers
 from sdegen.loop.control import Fixed
 from sdegen.loop.tolerance import PI
@@ -21,6 +23,9 @@ from sdegen.solvers.methods import adams, adaptive_heun, default, euler_maruyama
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.tableaus import HEUN
 from sdegen.tensors import as_tensor, has_dtype, named
+
+_STEEP, _FARTHER = 20.0, 0.05
+"""From which change of alpha over the whole span on steps in t start farther inside, and at which alpha/sigma."""
 
 
 def inside(start: Any, process: Any) -> float:
@@ -149,10 +154,19 @@ def closed(model: Any, solver: Solver, start: float | None, end: float | None) -
     process = model.process
     no_signal, no_noise = process.open_ends
     if no_signal and start is None and not (solver.noise_end and model.answers):
-        start = float(process.at(process.edges[0]).t)
+        start = float(_first(process, solver).t)
     if no_noise and end is None and not solver.data_end and not model.says(process.level(process.t_min))[1]:
         end = float(process.at(process.edges[1]).t)
     return start, end
+
+
+def _first(process: Any, solver: Solver) -> Level:
+    """Next to an end without signal: farther from it for steps in t where alpha leaves 0 with an infinite rate."""
+    near: Level = process.at(process.edges[0])
+    in_time = solver.clock_frame is None or solver.clock_frame.timed
+    if in_time and abs(float(process.rates(near.t)[0])) * (process.t_max - process.t_min) > _STEEP:
+        near = process.at(torch.full_like(near.lam, math.log(_FARTHER)))
+    return near
 
 
 def _called(grid: Callable[..., Any], process: Any, n: int, bounds: dict[str, float]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any, Protocol, TypeAlias
 
@@ -50,7 +51,7 @@ def as_law(prior: Any, event: tuple[int, ...], process: Any) -> Law:
                 f"{list(std.shape)}"
             ) from None
         return Gaussian(shaped[0], std=shaped[1])
-    if isinstance(prior, type) or not all(callable(getattr(prior, name, None)) for name in ("sample", "log_prob")):
+    if not _is_law(prior):
         raise InvalidTypeError(
             "prior must be (mean, std) of the data, sd.Gaussian(mean, cov=cov), or a law with sample(n, seed=, level=, "
             f"dtype=) and log_prob(x, level); got {prior!r}"
@@ -59,6 +60,18 @@ def as_law(prior: Any, event: tuple[int, ...], process: Any) -> Law:
     if tuple(shape) != event:
         raise InvalidArgumentError(f"prior is a law of samples of shape {list(shape)}, asked for are {list(event)}")
     return prior  # type: ignore[no-any-return]
+
+
+def _is_law(prior: Any) -> bool:
+    """Whether it has the methods of a law, with their arguments, which those of torch.distributions have not."""
+    try:
+        inspect.signature(prior.sample).bind(1, seed=None, level=None, dtype=None)
+        inspect.signature(prior.log_prob).bind(None, None)
+    except (AttributeError, TypeError):
+        return False
+    except ValueError:  # no signature to be had
+        return True
+    return not isinstance(prior, type)
 
 
 def own_seeds(seed: Seed, n: int, device: torch.device) -> tuple[int | Tensor, Tensor]:
