@@ -438,7 +438,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.usefixtures("unprinted")
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_run_is_told_and_made_again(tmp_path, capsys, damage):
     args = ["bench", "--problem", "rings", "--samples", "20", "--nfe", "4", "--metrics", "sw2", "--solvers", "ddim"]
@@ -493,7 +493,7 @@ def test_a_file_over_the_limit_of_the_system_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.usefixtures("unprinted")
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", ["runs", "results.csv", "results.md", "index.html"])
 def test_a_full_disk_ends_the_command_with_a_sentence(tmp_path, monkeypatch, capsys, name):
     real, args = os.replace, ["bench", "--problem", "rings", "--samples", "20", "--nfe", "4", "--metrics", "sw2"]
@@ -893,9 +893,9 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def unprinted(monkeypatch):
-    """Pictures are drawn and not written as SVG, which takes most of the time of a command; `made` has them."""
-    monkeypatch.setattr(figures, "_uri", lambda figure: "data:,")
+def undrawn(monkeypatch):
+    """Pictures are not drawn, which takes most of the time of a command; `made` has them."""
+    monkeypatch.setattr(figures, "picture", lambda draw, words: figures.Picture("data:,", "data:,", words))
 
 
 def test_the_command_writes_a_table_and_a_page(made):
@@ -924,7 +924,7 @@ def test_the_command_writes_a_table_and_a_page(made):
     assert "sdegen bench --problem rings" in text
 
 
-@pytest.mark.usefixtures("unprinted")
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_runs_nothing_twice(made, tmp_path, monkeypatch):
     made = shutil.copytree(made, tmp_path / "report")
     before = (made / "results.csv").read_text()
@@ -934,7 +934,7 @@ def test_the_command_runs_nothing_twice(made, tmp_path, monkeypatch):
     assert (made / "results.csv").read_text() == before
 
 
-@pytest.mark.usefixtures("unprinted")
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_command_keeps_what_it_had(tmp_path, monkeypatch, capsys):
     real, left = runs.Bench.shot, [3]
 
@@ -1044,7 +1044,7 @@ def mine(tmp_path):
     return path
 
 
-@pytest.mark.usefixtures("unprinted")
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kind", ["npy", "pt", "safetensors"])
 def test_a_model_and_data_of_ones_own(mine, tmp_path, kind):
     data = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
@@ -1064,7 +1064,7 @@ def test_a_model_and_data_of_ones_own(mine, tmp_path, kind):
     assert values[0] == values[1]
 
 
-@pytest.mark.usefixtures("unprinted")
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_may_import_what_lies_beside_it_when_it_is_called(mine, tmp_path):
     (tmp_path / "beside.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 1\n"
@@ -1074,7 +1074,7 @@ def test_a_model_may_import_what_lies_beside_it_when_it_is_called(mine, tmp_path
     assert main(["bench", *args, "--samples", "16", "--out", str(tmp_path / "out"), "--quiet", "--no-orders"]) == 0
 
 
-@pytest.mark.usefixtures("unprinted")
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_of_a_mixture_brings_its_law(mine, tmp_path):
     args = ["--model", f"{mine}:exact", "--solvers", "ddim", "--nfe", "4", "--metrics", "modes"]
     assert main(["bench", *args, "--samples", "32", "--out", str(tmp_path / "out"), "--quiet", "--no-orders"]) == 0
@@ -1181,9 +1181,10 @@ def values(args, out):
         return [(r["model"], r["solver"], r["value"]) for r in csv.DictReader(file)]
 
 
-@pytest.mark.usefixtures("unprinted")
-@pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("edit", "resume"), mostly_slow(crossed(EDITS, [False, True]), lambda case: not case[1] or case[0] == "late")
+)
 def test_an_edited_file_is_never_told_by_its_old_numbers(edited, edit, resume, monkeypatch):
     torch.save(torch.randn(16, 2, generator=torch.Generator().manual_seed(0)), edited / "data.pt")
     what = ["--model", f"{edited / 'mine.py'}:model", "--data", str(edited / "data.pt"), "--metrics", "sw2"]
@@ -1204,7 +1205,7 @@ def test_an_edited_file_is_never_told_by_its_old_numbers(edited, edit, resume, m
         assert values(args, edited / "out") == second
 
 
-@pytest.mark.usefixtures("unprinted")
+@pytest.mark.usefixtures("undrawn")
 def test_runs_of_ones_own_file_go_on_only_where_one_says_so(mine, tmp_path, monkeypatch, capsys):
     args = ["bench", "--model", f"{mine}:exact", "--solvers", "ddim,heun", "--nfe", "4", "--metrics", "rmse"]
     args += ["--samples", "8", "--no-orders", "--out", str(tmp_path / "out")]
@@ -1247,7 +1248,7 @@ MIXTURE = (
 )
 
 
-@pytest.mark.usefixtures("unprinted")
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", ["json", "random", "torch", "numpy", "sdegen", "colorsys"])
 def test_a_file_may_have_the_name_of_a_module(tmp_path, name):
     path = tmp_path / f"{name}.py"
@@ -1275,7 +1276,7 @@ EXITS = {
 }
 
 
-@pytest.mark.usefixtures("unprinted")
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("where", EXITS)
 def test_a_file_that_leaves_the_program_is_told(tmp_path, where, capsys):
     (tmp_path / "m.py").write_text(EXITS[where])

@@ -173,6 +173,7 @@ def test_large_and_small_draws_have_the_same_bits():
     assert torch.equal(large[:, :5], small)
 
 
+@pytest.mark.slow
 def test_twenty_thousand_queries_in_any_order_are_one_function():
     """No state: the first, the last and a fresh object agree in every bit, and memory does not grow."""
     times = torch.rand(20_000, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
@@ -204,6 +205,7 @@ def test_nothing_is_kept_between_queries():
     assert vars(path).keys() == {"seeds", "process", "span", "clock", "depth"}
 
 
+@pytest.mark.slow
 def test_seeds_and_tags_are_independent_paths():
     """200,000 pairs: a correlation above 6.5/sqrt(n) = 0.0145 has a false-positive rate of 8e-11 each.
 

@@ -64,7 +64,11 @@ def test_path_properties_are_properties_of_a_solver():
     assert SUITES["solver"].named(PATHS) == PATHS
 
 
-@pytest.mark.parametrize("solver", FRAMED, ids=repr)
+# two of each frame
+CORRECTED_OR_NOISY = [s for s in FRAMED if FULL or s.stochastic or "correct=True" in repr(s)]
+
+
+@pytest.mark.parametrize("solver", mostly_slow(FRAMED, CORRECTED_OR_NOISY))
 def test_solvers_in_every_frame(solver):
     check_solver(solver, only=OF_FRAMED, full=FULL)
 

@@ -78,6 +78,7 @@ def test_strong_orders_forward_on_exact_paths(sde, solver, order):
     assert abs(slope(counts, errors) - order) < 0.12
 
 
+@pytest.mark.slow
 def test_additive_noise_has_strong_order_one():
     """Against Euler-Maruyama on a grid 16 times as fine as the finest."""
     x, noise = torch.ones(400, 1, dtype=F64), Brownian(noises.seeds(1, 400), ADDITIVE, depth=12)
@@ -303,7 +304,7 @@ def from_law(p, n):
 
 
 @pytest.mark.parametrize("kind", mostly_slow(WELLS, [*WELLS][-1:]))
-@pytest.mark.parametrize("name", ["euler_maruyama", "pc", "flow", *map(slow, ("milstein", "stochastic_runge_kutta"))])
+@pytest.mark.parametrize("name", ["euler_maruyama", *map(slow, ("pc", "flow", "milstein", "stochastic_runge_kutta"))])
 def test_reverse_laws_of_a_double_well(kind, name):
     """From the law at t_max back to `N(0.3, 0.3^2)`, with the exact score and, where g depends on x, div(g g^T)."""
     steps, sde = 200, WELLS[kind]

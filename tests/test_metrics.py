@@ -179,6 +179,7 @@ def test_shifts_and_gaussians_have_known_distances():
 SETS = [(sd.Gaussian(torch.zeros(2), std=1.0).sample(50, seed=2 * s), normals(40, 2, seed=s)) for s in range(300)]
 
 
+@pytest.mark.slow
 def test_unbiased_metrics_are_right_on_average():
     """Energy and Gaussian MMD of N(0, 1) and N(a, s^2 I) in two dimensions; and 0 for the law itself."""
     a, s = torch.tensor([0.6, -0.3]).double(), 1.4
@@ -283,6 +284,7 @@ def test_the_log_likelihood_gap_has_a_closed_form():
     assert abs(sm.LogLikelihoodGap()(LINE.sample(100_000, seed=3), target)) < 6 * math.sqrt(0.5 / 1e5 + 0.5 / 5e4)
 
 
+@pytest.mark.slow
 def test_extrapolation_removes_the_bias():
     target = sm.Target(law=THREE)
     exact = sm.InceptionScore()(THREE.sample(400_000, seed=1), target)

@@ -107,6 +107,7 @@ def test_dpmpp_sde_is_the_same_but_for_its_brownian_path():
 
 
 @pytest.mark.parametrize("name", mostly_slow(SLIPS, list(SLIPS)[:1]))
+@pytest.mark.slow
 def test_their_order_and_ours(name):
     sampler = SAMPLERS[name]
     theirs, ours = measure.seen(sampler), measure.seen_of_ours(sampler)
@@ -116,6 +117,7 @@ def test_their_order_and_ours(name):
 
 
 @pytest.mark.parametrize("name", mostly_slow(WEAK_SLIPS, list(WEAK_SLIPS)[1:2]))
+@pytest.mark.slow
 def test_their_weak_order_and_ours(name):
     sampler = SAMPLERS[name]
     theirs, ours = measure.seen(sampler), measure.seen_of_ours(sampler)

@@ -90,6 +90,7 @@ def check_null(p_values):
 # Under the null hypothesis
 
 
+@pytest.mark.slow
 def test_ks_against_a_mixture_keeps_its_level():
     check_null([ks_test(x, LINE).p_value for x in batches(LINE, 20)])
 
@@ -107,10 +108,12 @@ def test_ks_of_two_samples_keeps_its_level_and_has_its_exact_law():
     assert low <= (p <= level * (1 + 1e-9)).sum() <= most(level)
 
 
+@pytest.mark.slow
 def test_masses_of_modes_keep_their_level():
     check_null([mode_test(x, THREE).p_value for x in batches(THREE, 30)])
 
 
+@pytest.mark.slow
 def test_masses_of_cells_keep_their_level():
     pairs = zip(batches(THREE, 30, seed=2), batches(THREE, 40, seed=3))
     check_null([cell_test(x, y, THREE.means).p_value for x, y in pairs])
@@ -123,6 +126,7 @@ def energy_ranks():
     return np.array([energy_test(x, y, permutations=19, seed=i).p_value for i, (x, y) in enumerate(pairs)])
 
 
+@pytest.mark.slow
 def test_permutation_p_values_are_exact():
     p = energy_ranks()
     check_null(p)
@@ -176,6 +180,7 @@ def test_the_other_tests_keep_their_level(test):
     check_null([test(x, y, i).p_value for i, (x, y) in enumerate(pairs)])
 
 
+@pytest.mark.slow
 def test_slack_keeps_the_level_at_its_edge():
     """Samples of a law at just the distance that is allowed."""
     shift = 0.3
@@ -497,6 +502,7 @@ def test_sequential_finds_what_it_says(seed):
     assert sequential(zeros, zeros, test, batch=10, max_batches=3).detectable == math.inf  # three cannot pay 1e9
 
 
+@pytest.mark.slow
 def test_upper_limits_are_above_the_distance():
     """At false_pass = 0.1 the limit may be below the KS distance of the laws in a tenth of the runs."""
     shifted, distance = draw(NORMAL, lambda x: x + 0.2), 2 * scipy.stats.norm.cdf(0.1) - 1
@@ -658,7 +664,7 @@ def test_exact_samplers_pass(kind):
     assert {o.prop.name for o in report.outcomes} == {p.name for p in SAMPLER}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", mostly_slow([torch.float32, torch.bfloat16], [torch.bfloat16]))
 def test_exact_samplers_pass_in_other_dtypes_and_at_any_size(dtype):
     for law, n in ((THREE, 2000), (sd.GaussianMixture(tensor(0.0, 1.0), stds=0.3), 2)):
         report = check_sampler(lambda n, s, law=law: law.sample(n, seed=s, dtype=dtype), law, n, **QUICK)
@@ -743,6 +749,7 @@ def test_a_solver_is_checked_against_its_target_and_against_its_own_law():
     assert failures(draw(THREE, lambda x: 1.1 * x), wide, 20_000) == set()
 
 
+@pytest.mark.slow
 def test_slack_allows_a_known_bias():
     bias = draw(THREE, lambda x: 1.03 * x)
     assert {"spread", "projections"} <= failures(bias, THREE, 200_000, only=["spread", "projections"])

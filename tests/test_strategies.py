@@ -580,6 +580,7 @@ def test_every_process_appears() -> None:
             assert any(isinstance(p, cls) and p != cls() for p in drawn), cls
 
 
+@pytest.mark.slow
 def test_every_kind_of_law_appears() -> None:
     mixtures, gaussians = draw(strategies.mixtures(), 400), draw(strategies.gaussians(), 250)
     for drawn, points in ((mixtures, "stds=0.0"), (gaussians, "std=0.0")):
@@ -597,6 +598,7 @@ def test_every_kind_of_law_appears() -> None:
     assert all("'low-rank'" in repr(m) and len(m) <= 2 and m.shape.numel() <= 4 for m in only)
 
 
+@pytest.mark.slow
 def test_every_kind_of_grid_layout_dtype_and_number_appears() -> None:
     drawn = draw(strategies.grids(), 400)
     assert {grid.kind for grid in drawn} == set(SPACINGS)

@@ -410,6 +410,7 @@ def test_an_order_is_met_from_both_sides(claim):
         testing.check_solver(sd.dpmpp(2), only=["order"], **claim)
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_held_to_its_tolerance():
     exact = testing.PROBLEMS["three"].data
     truth = exact.score(VP)
