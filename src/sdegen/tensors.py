@@ -80,7 +80,9 @@ def described(value: object) -> str:
 def check_type(value: object, kind: Any, must: str, advice: str = "") -> None:
     """Raises InvalidTypeError, `must` + ', got ...' + advice, unless the value is of a type or one of several."""
     if not isinstance(value, kind):
-        raise InvalidTypeError(f"{must}, got {type(value).__name__ if kind is Tensor else repr(value)}{advice}")
+        got = repr(value)
+        got = type(value).__name__ if kind is Tensor or "\n" in got else got
+        raise InvalidTypeError(f"{must}, got {got}{advice}")
 
 
 def check_whole(name: str, value: int, most: int) -> None:

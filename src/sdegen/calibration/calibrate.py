@@ -16,7 +16,7 @@ from sdegen.calibration.pilot import ELEMENTS, F64, Path, Probe, adams, span, tr
 from sdegen.calibration.plan import Plan
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords, warn_caller
 from sdegen.grids import check_steps
-from sdegen.loop.arguments import check_parts
+from sdegen.loop.arguments import check_model
 from sdegen.scores.model import place, warn_if_training
 from sdegen.solvers.methods import default
 
@@ -87,7 +87,7 @@ def calibrate(
 
 
 def _checked(model: Any, shape: Any, nfe: Any, tol: Any, pilot: Any) -> tuple[int, ...]:
-    check_parts(model, default(), None)
+    check_model(model)
     if not model.answers:
         raise InvalidTypeError("calibrate needs predictions at levels: give the ScoreModel itself, not a ReverseSDE")
     span(model.process)

@@ -19,7 +19,7 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_positive
 from sdegen.level import EDGE, placed
 from sdegen.processes.process import Process, check_levels
 from sdegen.processes.sde import SDE
-from sdegen.tensors import as_tensor, has_dtype, readable
+from sdegen.tensors import as_tensor, readable
 
 Grid = Callable[[SDE, int], Tensor]
 Time = float | None
@@ -175,14 +175,14 @@ def check_steps(n: int, name: str = "steps") -> int:
 def check_times(times: Any, sde: SDE | None = None) -> Tensor:
     """Times `[n + 1]` as float64 on the host, or an error unless finite, strictly monotone and inside the span."""
     try:
-        values = as_tensor(times)
+        given = as_tensor(times)
     except (TypeError, ValueError) as error:
         raise InvalidTypeError(f"times must be numbers, [n + 1], got {times!r}") from error
-    if values.requires_grad:
+    if given.requires_grad:
         raise InvalidArgumentError("times that require gradients are not followed by the loop; detach them")
-    if values.dtype == torch.bool or values.is_complex():
-        raise InvalidTypeError(f"times must be real numbers, got dtype {values.dtype}")
-    values = values.detach().to("cpu", torch.float64)
+    if given.dtype == torch.bool or given.is_complex():
+        raise InvalidTypeError(f"times must be real numbers, got dtype {given.dtype}")
+    values = given.detach().to("cpu", torch.float64)
     if values.ndim != 1 or len(values) < 2:
         raise InvalidArgumentError(f"times must be one dimension of at least two, got shape {list(values.shape)}")
     if not readable(values):
@@ -198,7 +198,7 @@ def check_times(times: Any, sde: SDE | None = None) -> Tensor:
         )
     if sde is None:
         return values
-    return in_span(values, float(values.min()), float(values.max()), sde, rounding(times))
+    return in_span(values, float(values.min()), float(values.max()), sde, rounding(given))
 
 
 def with_levels(process: SDE) -> Process:
@@ -210,7 +210,7 @@ def with_levels(process: SDE) -> Process:
 
 def rounding(times: object) -> float:
     """The relative rounding that times bring along from their dtype."""
-    dtype = as_tensor(times).dtype if has_dtype(times) else None
+    dtype = as_tensor(times).dtype
     return 4 * torch.finfo(dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else torch.float64).eps
 
 

@@ -15,7 +15,7 @@ from sdegen.scores.conditions import Conditions
 from sdegen.scores.maps import ModelMap
 from sdegen.scores.model import Model
 from sdegen.scores.plane import Want, convert, plane
-from sdegen.tensors import combine, expect_like, widen
+from sdegen.tensors import check_type, combine, expect_like, widen
 
 Edit = Callable[..., Tensor]
 """`edit(data, x, level, **condition) -> data`: the predicted data `[B, *S]`, at x and a level `[]` or `[B]`."""
@@ -66,10 +66,8 @@ def map_data(model: Model, edit: Edit, name: str = "map_data", **condition: Any)
     Raises:
         InvalidTypeError: `model` is not a `Model` on a `Process`, or `edit` cannot be called.
     """
-    if not isinstance(model, Model):
-        raise InvalidTypeError(f"{name} takes a ScoreModel, whose data prediction it edits; got {model!r}")
-    if not callable(edit):
-        raise InvalidTypeError(f"edit must be a function (data, x, level) -> data, got {edit!r}")
+    check_type(model, Model, f"{name} takes a ScoreModel, whose data prediction it edits")
+    check_type(edit, Callable, "edit must be a function (data, x, level) -> data")
     return EditedModel(model, edit, name, **condition)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
@@ -15,17 +17,16 @@ from sdegen.processes.process import check_process
 from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.scores.model import Model
 from sdegen.solvers.base import Solver
-from sdegen.tensors import as_time, check_state, readable
+from sdegen.tensors import as_time, check_state, check_type, named, readable
 
 
 def check_model(model: Any) -> None:
     """Raises InvalidTypeError unless the model is what `solve` and `sample` take."""
-    if not isinstance(model, Model | ReverseSDE):
-        raise InvalidTypeError(
-            f"model must be a ScoreModel or a ReverseSDE, got {model!r}; wrap a callable as ScoreModel(process, net), "
-            "derive a class of your own from sd.model.Model"
-            + ("; an SDE runs as sde.as_forward(), or back as sde.reverse(score)" if isinstance(model, SDE) else "")
-        )
+    advice = (
+        "; wrap a callable as ScoreModel(process, net), derive a class of your own from sd.model.Model; an SDE runs as "
+        "sde.as_forward(), or back as sde.reverse(score)"
+    )
+    check_type(model, Model | ReverseSDE, "model must be a ScoreModel or a ReverseSDE", advice)
     if not model.process.proven:
         check_process(model.process)
 
@@ -41,23 +42,14 @@ def check_numbers(**values: Any) -> None:
             raise InvalidTypeError(f"{name} must be a number, got {value!r}")
 
 
-def check_parts(model: Any, solver: Any, observe: Any) -> None:
-    """Raises InvalidTypeError unless model, solver and observer are what `solve` and `sample` take."""
-    check_model(model)
-    check_solver(solver, observe)
-
-
 def check_solver(solver: Any, observe: Any) -> None:
     """Raises InvalidTypeError unless solver and observer are what `solve` and `sample` take."""
-    if not isinstance(solver, Solver):
-        hint = "derive a class of your own from sd.OneStep or sd.Solver"
-        if isinstance(solver, type):
-            hint = f"make one: {solver.__name__}()"
-        elif callable(solver):
-            hint = "methods are functions that make one, sd.dpmpp(2)"
-        raise InvalidTypeError(f"solver must be a solver such as sd.ddim(), got {solver!r}; {hint}")
-    if observe is not None and not callable(observe):
-        raise InvalidTypeError(f"observe must be a callable that takes a Progress, got {observe!r}")
+    advice = "derive a class of your own from sd.OneStep or sd.Solver"
+    if callable(solver):
+        advice = f"a class, or a function as sd.dpmpp(2), makes one: {named(solver)}()"
+    check_type(solver, Solver, "solver must be a solver such as sd.ddim()", f"; {advice}")
+    if observe is not None:
+        check_type(observe, Callable, "observe must be a callable that takes a Progress")
 
 
 def check_solve(
@@ -72,7 +64,8 @@ def check_solve(
     event: Any = None,
 ) -> None:
     """Raises on any mistake in the arguments of `solve`."""
-    check_parts(model, solver, observe)
+    check_model(model)
+    check_solver(solver, observe)
     if on_failure not in ("raise", "return"):
         raise InvalidArgumentError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
     check_state(x)
@@ -144,8 +137,9 @@ def check_noise(control: Any, solver: Any, noise: Any, count: int) -> None:
             "samples"
         )
     seeds = getattr(noise, "seeds", None)
-    if isinstance(noise, type) or (isinstance(seeds, Tensor) and len(seeds) != count):
-        got = f"{len(seeds)} seeds" if isinstance(seeds, Tensor) else repr(noise)
+    known = len(seeds) if torch.is_tensor(seeds) else count
+    if isinstance(noise, type) or known != count:
+        got = repr(noise) if known == count else f"{known} seeds"
         raise InvalidArgumentError(f"noise must be a source with one seed per row of x, {count}; got {got}")
 
 

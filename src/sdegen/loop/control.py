@@ -8,13 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from sdegen.errors import InvalidTypeError
 from sdegen.grids import check_times, in_span, rounding
 from sdegen.level import Level, points
 from sdegen.processes.process import check_levels
 from sdegen.processes.sde import SDE
 from sdegen.solvers.base import Reverse, Solver, Step
-from sdegen.tensors import has_dtype, readable
+from sdegen.tensors import check_type, has_dtype, readable
 
 
 class Control:
@@ -150,8 +149,6 @@ def as_controller(control: Any) -> Any:
     """A controller from one, or from times. Raises InvalidTypeError for anything else."""
     if isinstance(control, Tensor | Sequence) or has_dtype(control):
         return Fixed(control)
-    if not isinstance(control, Control):
-        raise InvalidTypeError(
-            f"control must be a Controller or times, got {control!r}; a grid is called: sd.grids.karras(process, n)"
-        )
+    advice = "; a grid is called: sd.grids.karras(process, n)"
+    check_type(control, Control, "control must be a Controller or times", advice)
     return control

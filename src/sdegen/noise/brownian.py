@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
+from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.level import Level, check_span
 from sdegen.noise import normals as noises
 from sdegen.tensors import check_type, check_whole, home, like, readable
@@ -95,10 +95,8 @@ class Brownian:
 
     def __post_init__(self) -> None:
         noises.check_seeds(self.seeds)
-        if self.process is not None:
-            check_type(self.process, Spanned, "process must be an SDE", "; a span is given by span=(t0, t1)")
-        if self.clock is not None and not callable(self.clock):
-            raise InvalidTypeError(f"clock must be a function of a Level, got {self.clock!r}; leave it out for t")
+        check_type(self.process, Spanned | None, "process must be an SDE", "; a span is given by span=(t0, t1)")
+        check_type(self.clock, Callable | None, "clock must be a function of a Level", "; leave it out for t")
         if self.process is None and self.span is None:
             raise InvalidArgumentError("a Brownian path needs a span: Brownian(seeds, process), or span=(t_min, t_max)")
         check_whole("depth", self.depth, _MAX_DEPTH)

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_positive, strict_keywords
+from sdegen.errors import InvalidArgumentError, check_positive, strict_keywords
 from sdegen.level import Level, check_span
 from sdegen.processes.sde import SDE
-from sdegen.tensors import as_time, like, numbers, readable
+from sdegen.tensors import as_time, check_type, like, numbers, readable
 
 if TYPE_CHECKING:
     from sdegen.scores.mixtures import GaussianMixture
@@ -96,8 +96,8 @@ class LinearSDE(SDE):
         if not callable(self.beta):
             return torch.full_like(t, self.beta)
         value = self.beta(t)
-        if not isinstance(value, Tensor):
-            raise InvalidTypeError(f"beta(t) must return a tensor like t, got {value!r}")
+        if type(value) is not Tensor:
+            check_type(value, Tensor, "beta(t) must return a tensor like t")
         return value.to(t.dtype).expand_as(t)
 
     def clock(self, t: Tensor, start: Tensor | None = None) -> Tensor:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError
 from sdegen.level import EDGE, END, Level, check_level, check_span, is_end, placed
 from sdegen.processes.sde import SDE
-from sdegen.tensors import as_time, combine, like, readable
+from sdegen.tensors import as_time, check_type, combine, like, readable
 
 _LEAST = 1e-150
 """Below it the square of a scale is no number."""
@@ -68,11 +68,8 @@ class Process(SDE):
         """The level at time t `[]` or `[B]`."""
         t = as_time(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
-        for name, value in (("alpha", alpha), ("sigma", sigma)):
-            if not isinstance(value, Tensor):
-                raise InvalidTypeError(
-                    f"{name}(t) must return a tensor like t, got {value!r}; use torch's functions of t"
-                )
+        if type(alpha) is not Tensor or type(sigma) is not Tensor:
+            _check_tensors(alpha, sigma)
         # zero has no logarithm; the law moves by less than the rounding of a float32 state
         least, faint = (END * sigma).to(alpha.dtype), (END * alpha).to(sigma.dtype)
         return Level(t, torch.where(alpha == 0, least, alpha), torch.where(sigma == 0, faint, sigma))
@@ -221,13 +218,20 @@ class _FunctionProcess(Process):
         return self.s(t)
 
 
+def _check_tensors(alpha: object, sigma: object) -> None:
+    """Raises InvalidTypeError unless the two functions of t returned tensors."""
+    for name, value in (("alpha", alpha), ("sigma", sigma)):
+        check_type(value, Tensor, f"{name}(t) must return a tensor like t", "; use torch's functions of t")
+
+
 def check_process(process: Any) -> None:
     """Raises InvalidArgumentError unless, over its span, alpha and sigma are positive and alpha/sigma falls."""
     with torch.no_grad():
         t = torch.linspace(process.t_min, process.t_max, 129, dtype=torch.float64, device="cpu")
         own = process.alpha(t), process.sigma(t)
+    _check_tensors(*own)
     for name, value in zip(("alpha", "sigma"), own):
-        if isinstance(value, Tensor) and value.shape not in ((), t.shape):
+        if value.shape not in ((), t.shape):
             raise InvalidArgumentError(
                 f"{name}(t) must have t's shape, {list(t.shape)}, got {list(value.shape)}; a constant is "
                 "torch.full_like(t, c)"

@@ -15,7 +15,7 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError, SdegenError, h
 from sdegen.level import Level, check_span, is_end
 from sdegen.processes.callables import module_behind
 from sdegen.processes.diffusions import check_diffusion, gram
-from sdegen.tensors import as_time, batch_time, call_score, expect_like, like, named, tensor, unedited
+from sdegen.tensors import as_time, batch_time, call_score, check_type, expect_like, like, named, tensor, unedited
 
 if TYPE_CHECKING:
     from sdegen.scores.model import Model
@@ -121,8 +121,7 @@ class SDE(ABC):
         bad = [name for name, value in values.items() if callable(value)]
         if bad:
             raise InvalidTypeError(f"{bad[0]} of {self} is a function, which JSON does not hold: give a number")
-        plain = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in values.items()}
-        return json.dumps({"sde": type(self).__name__, **plain})
+        return json.dumps({"sde": type(self).__name__, **values}, default=Tensor.tolist)
 
     @staticmethod
     def from_json(text: str) -> SDE:
@@ -138,9 +137,9 @@ class SDE(ABC):
         try:
             given = {key: tensor(key, v).double() if type(v) is list else v for key, v in values.items()}
             made: SDE = known[name](**given)
+        except SdegenError:
+            raise
         except (TypeError, ValueError) as error:
-            if isinstance(error, SdegenError):
-                raise
             raise InvalidArgumentError(f"{values} are no parameters of {name}: {error}") from None
         return made
 
@@ -178,10 +177,8 @@ class _FunctionSDE(SDE):
 
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
         g = unedited("diffusion(x, t)", self.g, x, batch_time(t, x))
-        if not isinstance(g, Tensor):
-            raise InvalidTypeError(
-                f"diffusion(x, t) must return a tensor, got {g!r}; a constant is torch.full_like(t, c)"
-            )
+        if type(g) is not Tensor:
+            check_type(g, Tensor, "diffusion(x, t) must return a tensor", "; a constant is torch.full_like(t, c)")
         check_diffusion(g, x)
         return g
 
@@ -235,8 +232,7 @@ class ReverseSDE:
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
-        if not callable(self.score):
-            raise InvalidTypeError(f"score must be a ScoreModel or a callable (x, t) -> score, got {self.score!r}")
+        check_type(self.score, Callable, "score must be a ScoreModel or a callable (x, t) -> score")
         owner = self._predictor.process if self._predictor is not None else self.sde
         if owner is not self.sde and owner != self.sde:
             raise InvalidArgumentError(f"the score model belongs to {owner}, not to {self.sde}; build it on this SDE")
@@ -339,8 +335,7 @@ class ForwardSDE(ReverseSDE):
     runs_forward: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sde, SDE):
-            raise InvalidTypeError(f"ForwardSDE takes an SDE, got {self.sde!r}")
+        check_type(self.sde, SDE, "ForwardSDE takes an SDE")
 
     def says(self, level: Level) -> tuple[bool, bool]:
         """Everything: it needs no score."""
@@ -365,8 +360,7 @@ class ForwardSDE(ReverseSDE):
 
 def check_eta(eta: float) -> None:
     """Raises InvalidArgumentError unless eta is finite and not negative, InvalidTypeError unless it is a number."""
-    if not isinstance(eta, (int, float)):
-        raise InvalidTypeError(f"eta must be a number, got {eta!r}")
+    check_type(eta, int | float, "eta must be a number")
     if not 0.0 <= eta <= _MOST_NOISE:
         raise InvalidArgumentError(
             f"eta must be in [0, {_MOST_NOISE:g}], got {eta} (0: probability flow, 1: reverse SDE)"

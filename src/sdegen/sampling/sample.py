@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords, unknown_keywords
+from sdegen.errors import InvalidArgumentError, strict_keywords, unknown_keywords
 from sdegen.grids import Grid, check_steps
 from sdegen.loop.arguments import check_ends, check_model, check_numbers, check_solver
 from sdegen.loop.control import Fixed
@@ -48,7 +48,7 @@ from sdegen.scores.model import Model, warn_if_training
 from sdegen.solvers.base import Reverse, Solver
 from sdegen.solvers.methods import euler_maruyama
 from sdegen.solvers.stochastic import ExactTransition
-from sdegen.tensors import as_time, check_state
+from sdegen.tensors import as_time, check_state, check_type
 
 P = ParamSpec("P")
 _LOG = logging.getLogger("sdegen")
@@ -241,8 +241,7 @@ def edit(model: Model, data: Tensor, start: float, *, seed: Seed = None, **optio
     Source: Meng et al. 2022, alg. 1.
     """
     check_state(data)
-    if not isinstance(model, Model):
-        raise InvalidTypeError(f"edit needs a ScoreModel on a Process, whose noise it adds; got {model!r}")
+    check_type(model, Model, "edit needs a ScoreModel on a Process, whose noise it adds")
     check_model(model)
     process = model.process
     start = inside(start, process)
@@ -329,8 +328,7 @@ def forward(
     Raises:
         InvalidArgumentError: the times do not increase inside the span.
     """
-    if not isinstance(sde, SDE):
-        raise InvalidTypeError(f"forward takes an SDE, got {sde!r}")
+    check_type(sde, SDE, "forward takes an SDE")
     known = as_time(times)
     low, high = float(known.min()), float(known.max())
     if known.ndim != 1 or not bool((known.diff() > 0).all()) or low < sde.t_min or high > sde.t_max:

@@ -18,7 +18,7 @@ from sdegen.processes.callables import module_behind, picklable, takes_one
 from sdegen.processes.process import Process
 from sdegen.scores.conditions import Conditions
 from sdegen.scores.plane import Want, convert, plane
-from sdegen.tensors import batch_time, call_score, combine, named
+from sdegen.tensors import batch_time, call_score, check_type, combine, named
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -224,17 +224,12 @@ class ScoreModel(Model):
         module: torch.nn.Module | None = None,
         **condition: Any,
     ) -> None:
-        if not isinstance(process, Process):
-            raise InvalidTypeError(
-                f"a ScoreModel needs a Process (VP(), EDM(), ...), got {process!r}; for a general SDE give the score "
-                "callable to sde.reverse(score)"
-            )
-        if not callable(net):
-            raise InvalidTypeError(f"net must be callable as net(x, time), got {net!r}")
+        advice = "; for a general SDE give the score callable to sde.reverse(score)"
+        check_type(process, Process, "a ScoreModel needs a Process (VP(), EDM(), ...)", advice)
+        check_type(net, Callable, "net must be callable as net(x, time)")
         if isinstance(net, type):
             raise InvalidTypeError(f"net must be an instance, got the class {net.__name__}: make one first")
-        if time is not None and not callable(time):
-            raise InvalidTypeError(f"time must be a function of a Level, as sd.model.index_time(1000), got {time!r}")
+        check_type(time, Callable | None, "time must be a function of a Level, as sd.model.index_time(1000)")
         options = ("predicts", "time", "sigma_data", "cast", "time_dtype", "module")
         for name in condition:
             if difflib.get_close_matches(name, options, n=1, cutoff=0.8):
@@ -262,8 +257,9 @@ class ScoreModel(Model):
 
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]`, a name or a pair `(p, q)`, at x `[B, *S]` and a level `[]` or `[B]`."""
-        check_level(level)
-        if isinstance(want, str) and want == self.predicts:
+        if type(level) is not Level:
+            check_level(level)
+        if want == self.predicts:
             return self.raw(x, level)
         c_x, c_raw = self.coefficients(level, want)
         return combine((c_x, x), (c_raw, self.raw(x, level)))
@@ -295,8 +291,8 @@ class ScoreModel(Model):
     def raw(self, x: Tensor, level: Level) -> Tensor:
         """The network's own output at x `[B, *S]` (for 'energy' the score), checked."""
         value = self.time(level)
-        if not isinstance(value, Tensor):
-            raise InvalidTypeError(f"time(level) must return a tensor like level.t, got {value!r}")
+        if type(value) is not Tensor:
+            check_type(value, Tensor, "time(level) must return a tensor like level.t")
         time = batch_time(value, x, self.time_dtype)
         condition = self._conditions.given(x.shape[0]) if self._conditions else {}
         if self.predicts == "energy":

@@ -29,7 +29,7 @@ from sdegen.level import Level
 from sdegen.noise import NoiseSource
 from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.scores.model import Model
-from sdegen.tensors import expect_like, widen
+from sdegen.tensors import check_type, expect_like, widen
 
 if TYPE_CHECKING:
     from sdegen.solvers.frame import Frame
@@ -248,10 +248,9 @@ def between(process: SDE, t: Tensor, now: Level, next: Level) -> Level:
     return process.level(t.clamp(torch.minimum(now.t, next.t), torch.maximum(now.t, next.t)))
 
 
-def check_step(step: Any, x: Tensor, solver: object) -> Step:
+def check_step(step: Step, x: Tensor, solver: object) -> Step:
     """A solver's step, or an error where it is not one on x's shape and dtype."""
-    if not isinstance(step, Step):
-        raise InvalidTypeError(f"{solver}.step returned {type(step).__name__}; it must return sd.Step(x, carry)")
+    check_type(step, Step, f"{solver}.step must return sd.Step(x, carry)")
     if step.x.shape != x.shape or step.x.dtype != x.dtype:
         raise InvalidArgumentError(
             f"{solver}.step returned x of shape {list(step.x.shape)} and {step.x.dtype}; it must keep "
