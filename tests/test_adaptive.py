@@ -546,8 +546,8 @@ def test_observers_see_all_samples_and_may_stop():
         ({"min_factor": 1.5}, "min_factor < 1 < max_factor"),
         ({"max_attempts": 0}, "whole number >= 1"),
         ({"chunk": 2.5}, "whole number >= 1"),
-        ({"safety": 0.0}, "positive finite"),
-        ({"first_step": -1.0}, "positive finite"),
+        ({"safety": 0.0}, "positive and finite"),
+        ({"first_step": -1.0}, "positive and finite"),
     ],
 )
 def test_controllers_reject_invalid_options(options, words):

@@ -498,7 +498,7 @@ def test_a_pilot_that_is_not_finite_is_an_error():
     [
         (dict(nfe=None), "give nfe or tol"),
         (dict(tol=0.1), "give nfe or tol"),
-        (dict(nfe=None, tol=-1.0), "tol must be a positive"),
+        (dict(nfe=None, tol=-1.0), "tol must be positive"),
         (dict(nfe=0), "nfe must be >= 1"),
         (dict(nfe=1, denoise=True), "leaves no step"),
         (dict(nfe=1000), "1 to 64 steps"),
@@ -506,7 +506,7 @@ def test_a_pilot_that_is_not_finite_is_an_error():
         (dict(pilot=5), "pilot must be 0"),
         (dict(nfe=None, tol=0.1, pilot=0), "without a pilot"),
         (dict(nfe=None, tol=0.1, pilot=40), "too small"),
-        (dict(nfe=None, tol="small"), "tol must be a positive"),
+        (dict(nfe=None, tol="small"), "tol must be positive"),
         (dict(batch_size=0), "batch_size must be >= 1"),
         (dict(shape=()), "without a batch"),
         (dict(shape=7), "sample's shape"),

@@ -59,25 +59,31 @@ def strict_keywords(target: Callable[P, R]) -> Callable[P, R]:
     A class keeps its signature and its type: only `__init__` is wrapped, so it stands above `@dataclass`.
     """
     known = set(inspect.signature(target).parameters)
-    function: Callable[..., Any] = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
 
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not kwargs.keys() <= known:
-            raise unknown_keywords(target.__name__, kwargs.keys() - known, known)
-        return function(*args, **kwargs)
+    def strict(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not kwargs.keys() <= known:
+                raise unknown_keywords(target.__name__, kwargs.keys() - known, known)
+            return function(*args, **kwargs)
+
+        return call
 
     if not isinstance(target, type):
-        return call
-    target.__init__ = call  # type: ignore[misc]
+        return strict(target)
+    target.__init__ = strict(target.__init__)  # type: ignore[misc]
     return target
 
 
-def check_positive(**values: float) -> None:
-    """Raises InvalidArgumentError unless all values, given by their names, are positive and finite."""
+def check_positive(**values: Any) -> None:
+    """Raises InvalidArgumentError unless all values, given by their names, are numbers, positive and finite."""
     for name, value in values.items():
-        if not 0 < value < float("inf"):
-            raise InvalidArgumentError(f"{name} must be positive and finite, got {value}")
+        try:
+            fine = 0 < value < float("inf")
+        except TypeError:
+            fine = False
+        if not fine:
+            raise InvalidArgumentError(f"{name} must be positive and finite, got {value!r}")
 
 
 def warn_caller(message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -85,10 +86,11 @@ def check_type(value: object, kind: Any, must: str, advice: str = "") -> None:
         raise InvalidTypeError(f"{must}, got {got}{advice}")
 
 
-def check_whole(name: str, value: int, most: int) -> None:
+def check_whole(name: str, value: int, most: float = math.inf) -> None:
     """Raises InvalidArgumentError unless the value is a whole number from 1 to `most`."""
     if type(value) is not int or not 1 <= value <= most:
-        raise InvalidArgumentError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
+        allowed = ">= 1" if math.isinf(most) else f"from 1 to {most}"
+        raise InvalidArgumentError(f"{name} must be a whole number {allowed}, got {value!r}")
 
 
 def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from sdegen.adapters.bridge import Backwards, OutOfEvaluations, check_known, check_start, check_tolerances, package
 from sdegen.adapters.bridge import adjoint_params as params_of
-from sdegen.errors import InvalidArgumentError, unknown_keywords
+from sdegen.errors import InvalidArgumentError, check_positive, unknown_keywords
 from sdegen.grids import Grid, natural
 from sdegen.level import Level
 from sdegen.loop.solution import Status
@@ -146,14 +145,14 @@ class TorchSDE(OneStep):
             raise InvalidArgumentError("eta=0 is a flow without noise: sd.adapters.torchdiffeq has its methods")
         if self.frame not in (TIME, SIGMA):
             raise InvalidArgumentError(f"torchsde integrates in sd.TIME or in sd.SIGMA, got frame={self.frame}")
-        if self.dt is not None and not 0 < self.dt < math.inf:
-            raise InvalidArgumentError(f"dt must be positive and finite, got {self.dt}")
+        if self.dt is not None:
+            check_positive(dt=self.dt)
         if self.adapts and self.brownian == "seeds" and self.method in ("srk", "log_ode"):
             raise InvalidArgumentError(f"adaptive {self.method} needs areas of one path: give brownian='interval'")
 
     def __repr__(self) -> str:
         names = ("eta", "frame", "noise_type", "brownian", "adjoint", *(("sde_type",) * (self.method == "milstein")))
-        shown = {**{name: getattr(self, name) for name in names}, **self.options}
+        shown = {**{name: vars(self)[name] for name in names}, **self.options}
         usual = _USUAL if self.adapts else _USUAL | _TOLERANCES
         rest = "".join(f", {name}={value!r}" for name, value in shown.items() if value != usual.get(name))
         return f"torchsde({self.method!r}{rest})"

@@ -14,7 +14,7 @@ from sdegen.calibration.fit import fitted, tried
 from sdegen.calibration.levels import Residuals, blend, density, equidistributed, karras_lams
 from sdegen.calibration.pilot import ELEMENTS, F64, Path, Probe, adams, span, trace
 from sdegen.calibration.plan import Plan
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords, warn_caller
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_positive, strict_keywords, warn_caller
 from sdegen.grids import check_steps
 from sdegen.loop.arguments import check_model
 from sdegen.scores.model import place, warn_if_training
@@ -99,8 +99,8 @@ def _checked(model: Any, shape: Any, nfe: Any, tol: Any, pilot: Any) -> tuple[in
         raise InvalidArgumentError(f"shape must be one sample's (*S), without a batch, got {list(size)}")
     if (nfe is None) == (tol is None):
         raise InvalidArgumentError(f"give nfe or tol, one of the two; got nfe={nfe}, tol={tol}")
-    if tol is not None and not (isinstance(tol, float | int) and 0 < tol < math.inf):
-        raise InvalidArgumentError(f"tol must be a positive and finite number, got {tol!r}")
+    if tol is not None:
+        check_positive(tol=tol)
     if type(pilot) is not int or pilot < 0 or 0 < pilot < 16:
         raise InvalidArgumentError(f"pilot must be 0 (none) or at least 16 evaluations, got {pilot!r}")
     if pilot == 0 and nfe is None:

@@ -23,7 +23,7 @@ from sdegen.noise import NoiseSource
 from sdegen.scores.maps import PreviewModel
 from sdegen.scores.model import warn_if_training
 from sdegen.solvers.base import Reverse, Solver
-from sdegen.tensors import expand_rows, home, readable, where_rows, widen
+from sdegen.tensors import check_whole, expand_rows, home, readable, where_rows, widen
 
 
 @strict_keywords
@@ -206,8 +206,7 @@ def _kept_at(rules: Rules, state: State, k: int, every: int) -> tuple[State, int
 
 def _check_checkpoint(every: Any, control: Any, **others: Any) -> None:
     """Raises InvalidArgumentError for what steps that are computed again cannot do."""
-    if not (type(every) is int and every >= 1):
-        raise InvalidArgumentError(f"checkpoint must be a whole number of steps >= 1, got {every!r}")
+    check_whole("checkpoint", every)
     if not control.repeatable:
         raise InvalidArgumentError(
             f"checkpoint=k needs a fixed grid of times, got {control!r}; leave it out, or give times"

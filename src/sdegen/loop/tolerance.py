@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from sdegen.errors import InvalidArgumentError, strict_keywords, warn_caller
+from sdegen.errors import InvalidArgumentError, check_positive, strict_keywords, warn_caller
 from sdegen.loop.control import Control
 from sdegen.loop.pace import Adaptive
 from sdegen.processes.process import check_levels
 from sdegen.processes.sde import SDE
 from sdegen.solvers.base import Solver
 from sdegen.solvers.frames import TIME
+from sdegen.tensors import check_whole
 
 
 @strict_keywords
@@ -71,7 +72,7 @@ class PI(Control):
     def __post_init__(self) -> None:
         for name in ("tol", "rtol", "atol"):
             value = vars(self)[name]
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            number = isinstance(value, int | float) and type(value) is not bool
             if value is not None and not (number and 0 <= value < math.inf):
                 raise InvalidArgumentError(f"{name} must be a finite number >= 0 (tol > 0), got {value!r}")
         classic = self.rtol is not None or self.atol is not None
@@ -79,18 +80,15 @@ class PI(Control):
             raise InvalidArgumentError("give tol, the error at the end, or rtol and atol, those of a step; not both")
         if (self.tol == 0.0) or (classic and (self.rtol or 0.0) + (self.atol or 0.0) == 0.0):
             raise InvalidArgumentError("no error at all cannot be had: tol, or rtol + atol, must be > 0")
-        for name in ("sigma_data", "safety", "first_step", "max_step", "max_jump", "max_factor", "min_factor"):
-            value = vars(self)[name]
-            if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise InvalidArgumentError(f"{name} must be a positive finite number, got {value!r}")
+        sizes = ("sigma_data", "safety", "first_step", "max_step", "max_jump", "max_factor", "min_factor")
+        check_positive(**{name: vars(self)[name] for name in sizes if vars(self)[name] is not None})
         if not self.min_factor < 1 < self.max_factor:
             raise InvalidArgumentError(
                 f"min_factor < 1 < max_factor is needed, got {self.min_factor} and {self.max_factor}"
             )
         for name in ("max_attempts", "chunk"):
-            count = vars(self)[name]
-            if count is not None and not (type(count) is int and count >= 1):
-                raise InvalidArgumentError(f"{name} must be a whole number >= 1, got {count!r}")
+            if vars(self)[name] is not None:
+                check_whole(name, vars(self)[name])
 
     def ends(self, process: SDE) -> tuple[float, float]:
         """The first and the last time."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, unknown_keywords, warn_caller
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_positive, unknown_keywords, warn_caller
 from sdegen.level import Level, check_level
 from sdegen.processes.callables import module_behind, picklable, takes_one
 from sdegen.processes.process import Process
@@ -234,8 +234,7 @@ class ScoreModel(Model):
         for name in condition:
             if difflib.get_close_matches(name, options, n=1, cutoff=0.8):
                 raise unknown_keywords("ScoreModel", [name], options)
-        if not 0 < sigma_data < float("inf"):
-            raise InvalidArgumentError(f"sigma_data must be positive and finite, got {sigma_data}")
+        check_positive(sigma_data=sigma_data)
         self.process = process
         self.net = net
         self.predicts = predicts
