@@ -198,6 +198,11 @@ def has_dtype(value: Any) -> bool:
     return hasattr(value, "dtype")
 
 
+def is_row(value: Any) -> bool:
+    """Whether a value may be numbers in a row: an array, a tensor, or a sequence that is no text."""
+    return has_dtype(value) or (isinstance(value, Sequence) and type(value) is not str)
+
+
 def named(value: Any) -> str:
     """The name of a function or a class, the repr of anything else."""
     return str(getattr(value, "__name__", repr(value)))
@@ -285,22 +290,22 @@ def batch_time(t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor
     return x.new_zeros(x.shape[0], dtype=dtype) + (t if t.ndim == 0 else t.to(x.device))
 
 
-def real_advice(x: Tensor) -> str:
-    """How to make a state of the reals from one that is not."""
-    if not x.is_complex():
-        return "convert it, x.float()"
-    return (
-        "sample its real and imaginary parts, torch.view_as_real(x) [B, *S, 2]; torch.view_as_complex takes them back"
-    )
+def check_floating(x: Any) -> None:
+    """Raises InvalidTypeError unless x is a dense tensor of a floating dtype."""
+    check_type(x, Tensor, "x must be a torch.Tensor of a floating dtype")
+    if x.layout != torch.strided:
+        raise InvalidTypeError(f"x must be dense, got {x.layout}; convert it, x.to_dense()")
+    if not x.is_floating_point():
+        advice = "convert it, x.float()"
+        if x.is_complex():
+            advice = "sample its real and imaginary parts, torch.view_as_real(x) [B, *S, 2]"
+            advice += "; torch.view_as_complex takes them back"
+        raise InvalidTypeError(f"x must be of a floating dtype, got {x.dtype}; {advice}")
 
 
 def check_state(x: Any) -> None:
     """Raises unless x is a finite floating tensor `[B, *S]` with at least one sample dimension."""
-    check_type(x, Tensor, "x must be a torch.Tensor")
-    if x.layout != torch.strided:
-        raise InvalidTypeError(f"x must be dense, got {x.layout}; convert it, x.to_dense()")
-    if not x.is_floating_point():
-        raise InvalidTypeError(f"x must be floating point, got {x.dtype}; {real_advice(x)}")
+    check_floating(x)
     if x.ndim < 2:
         raise InvalidArgumentError(
             f"x must be [B, *S], a batch and at least one sample dimension, got shape {list(x.shape)}; "

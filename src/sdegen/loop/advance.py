@@ -34,7 +34,7 @@ class State(NamedTuple):
     """All that a solve knows between two steps.
 
     now, next: the step to come; control: the controller's state; steps, nfe: taken and evaluated so far. fate: how each
-    row fares, None while all fare alike. moved: which rows the last step moved, True for all; inner: what dense output
+    row fares, None while all fare alike. moved: which rows the last step moved, None for all; inner: what dense output
     needs of it.
     """
 
@@ -46,7 +46,7 @@ class State(NamedTuple):
     steps: int
     nfe: int
     fate: Fate | None
-    moved: bool | Tensor = True
+    moved: Tensor | None = None
     inner: Any = None
 
 
@@ -105,7 +105,7 @@ def advance(rules: Rules, state: State, k: int) -> State:
     # one sum per step: it is not finite if a value is not; huge values may only look so
     if together and math.isfinite(float(step.x.detach().sum(dtype=rules.dtype))):
         spent = state.nfe + evals
-        return State(step.x, step.carry, after, beyond, control, state.steps + 1, spent, None, True, step.inner)
+        return State(step.x, step.carry, after, beyond, control, state.steps + 1, spent, None, None, step.inner)
     fate = state.fate or apart(x, now, state.steps, state.nfe)
     alive = fate.alive & finite_rows(step.x)
     moved = alive if accept is True else alive & accept

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from sdegen.grids import check_times, in_span, rounding
@@ -13,7 +14,7 @@ from sdegen.level import Level, points
 from sdegen.processes.process import check_levels
 from sdegen.processes.sde import SDE
 from sdegen.solvers.base import Reverse, Solver, Step
-from sdegen.tensors import check_type, has_dtype, readable
+from sdegen.tensors import check_type, is_row, readable
 
 
 class Control:
@@ -39,6 +40,10 @@ class Control:
 
     def runs_down(self, process: SDE) -> bool | None:
         """Whether time runs down, towards data; None where that is not known."""
+        return None
+
+    def bind(self, solver: Solver, process: Any, dtype: torch.dtype) -> Any:
+        """What judges this solver's steps sample by sample, states of this dtype; None where nothing does."""
         return None
 
     def cost(self, solver: Solver) -> int | None:
@@ -147,7 +152,7 @@ class Fixed(Controller):
 
 def as_controller(control: Any) -> Any:
     """A controller from one, or from times. Raises InvalidTypeError for anything else."""
-    if isinstance(control, Tensor | Sequence) or has_dtype(control):
+    if is_row(control):
         return Fixed(control)
     advice = "; a grid is called: sd.grids.karras(process, n)"
     check_type(control, Control, "control must be a Controller or times", advice)

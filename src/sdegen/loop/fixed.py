@@ -76,7 +76,8 @@ def solve(
         _check_checkpoint(checkpoint, controller, observe=observe, dense=dense, event=event)
     warn_if_training(model.module)
     try:
-        if isinstance(controller, PI):
+        bound = controller.bind(solver, model.process, x.dtype)
+        if bound is not None:
             whole_model = model.sized(len(x))
             source = Source(
                 len(x),
@@ -84,7 +85,6 @@ def solve(
                 lambda index: x[index.to(x.device)],
                 lambda index: None if noise is None else noise.rows(index.to(x.device)),  # type: ignore[attr-defined]
             )
-            bound = controller.bind(solver, model.process, x.dtype)
             check_ends(model, solver, bound.first, bound.last)
             whole = adapted(source, len(x), model.process, bound, solver, dense, event, observe, progress)
         else:
@@ -220,6 +220,6 @@ def _piece(before: State, state: State) -> Piece:
     """The last step, for dense output."""
     count, device = len(state.x), home(state.x.device)
     now, next = expand_rows(before.now, count, device), expand_rows(before.next, count, device)
-    fate, moving = state.fate, state.moved if isinstance(state.moved, Tensor) else None
+    fate = state.fate
     reached = next.t if fate is None else where_rows(fate.stopped, fate.t, next.t)
-    return Piece(torch.arange(count, device=state.x.device), now, next, state.inner, reached, moving)
+    return Piece(torch.arange(count, device=state.x.device), now, next, state.inner, reached, state.moved)

@@ -130,7 +130,7 @@ class Queue:
                 state = advance(rules, before, self.attempts)
                 if self.dense is not None:
                     self.dense.add(self._piece(known, before, state))
-                self.batch = Batch(known, state._replace(moved=True, inner=None))
+                self.batch = Batch(known, state._replace(moved=None, inner=None))
                 self.attempts += 1
             stop = self.observe is not None and self._observed(self.observe, rules.model)
             self.batch, gone = self._turned_over(self.batch, stop)
@@ -186,7 +186,8 @@ class Queue:
 
     def _piece(self, which: Tensor, before: State, after: State) -> Piece:
         """The steps that were taken in an attempt, for dense output."""
-        took = (after.moved & (before.now.t != before.next.t)).nonzero().flatten()
+        longer = before.now.t != before.next.t
+        took = (longer if after.moved is None else longer & after.moved).nonzero().flatten()
         passed = take_rows((before.now, before.next, after.inner, after.now.t), took)
         return Piece(take_rows(which, took).to(after.x.device), *passed)
 

@@ -31,8 +31,8 @@ from sdegen.tensors import finite_rows, where_rows
 class Batches:
     """All samples of a call: any of them are had with `model`, `start` and `noise`, whatever the batching.
 
-    seeds `[n]`; event: S; first: the first level; given: states to start from, or the law that they are drawn from,
-    None for noise alone; make: the noise source from seeds; size: how many samples the network sees at once.
+    seeds `[n]`; event: S; first: the first level; x: states to start from; law: what they are drawn from if there is no
+    x, None for noise alone; make: the noise source from seeds; size: how many samples the network sees at once.
     """
 
     whole: Reverse
@@ -41,7 +41,8 @@ class Batches:
     dtype: torch.dtype
     device: torch.device
     first: Level
-    given: Tensor | Law | None
+    x: Tensor | None
+    law: Law | None
     make: Callable[[Tensor], NoiseSource] | None
     size: int
 
@@ -52,9 +53,9 @@ class Batches:
     def start(self, index: Tensor) -> Tensor:
         """Where some samples start."""
         index = index.to(self.seeds.device)
-        if isinstance(self.given, Tensor):
-            return self.given[index]
-        x = begin_at(self.whole.process, self.given, self.seeds[index], self.event, self.dtype, self.first)
+        if self.x is not None:
+            return self.x[index]
+        x = begin_at(self.whole.process, self.law, self.seeds[index], self.event, self.dtype, self.first)
         return x.to(self.device)
 
     def noise(self, index: Tensor) -> Any:

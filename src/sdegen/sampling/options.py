@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from sdegen.solvers.frames import TIME
 from sdegen.solvers.methods import adams, adaptive_heun, default, euler_maruyama, tsit5
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.tableaus import HEUN
-from sdegen.tensors import as_tensor, has_dtype, named
+from sdegen.tensors import as_tensor, has_dtype, is_row, named
 
 _STEEP, _FARTHER = 20.0, 0.05
 """From which change of alpha over the whole span on steps in t start farther inside, and at which alpha/sigma."""
@@ -71,8 +71,6 @@ def controlled(tol: Any, start: float | None, end: float | None, padded: bool = 
 
 def check_own_error(solver: Solver, tol: Any) -> None:
     """Raises InvalidArgumentError where a plan's own estimate of its error is above the tolerance."""
-    if tol is None:
-        return
     if solver.own_error is None:
         raise InvalidArgumentError(f"{solver} has tolerances of its own: give them to it, and leave tol out")
     wanted = tol.tol if isinstance(tol, PI) else tol
@@ -114,7 +112,7 @@ def on_grid(
     """The grid as a controller; everything about it is checked here."""
     if grid is None:
         grid = solver.grid if model.process.gaussian else by_time
-    if isinstance(grid, str) or not (callable(grid) or isinstance(grid, Sequence) or has_dtype(grid)):
+    if not (callable(grid) or is_row(grid)):
         raise InvalidTypeError(
             f"grid must be a callable grid(process, n) such as sd.grids.karras, or times; got {grid!r}"
         )

@@ -107,7 +107,8 @@ def draw(
             off = {"nfe": nfe, "steps": steps, "grid": grid, "observe": observe, "path": path}
             control: Any = controlled(tol, start, end, batch_size is not None, **off)
         else:
-            check_own_error(solver, tol)
+            if tol is not None:
+                check_own_error(solver, tol)
             steps = steps if nfe is None else steps_of(model, solver, nfe, steps, denoise)
             control = on_grid(model, solver, grid, steps, start, end)
             if nfe is not None:
@@ -136,7 +137,8 @@ def draw(
             dtype,
             device,
             first,
-            law if x is None else x.to(device, dtype),
+            None if x is None else x.to(device, dtype),
+            law,
             (noise or noises.White) if needed else None,
             n if batch_size is None else check_steps(batch_size, "batch_size"),
         )

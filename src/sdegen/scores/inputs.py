@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError
 from sdegen.level import Level
 from sdegen.scores.covariances import Covariances, Diagonal, Isotropic, Weights
 from sdegen.scores.low_rank import FactorDiagonal, Spectral
-from sdegen.tensors import Numbers, as_time, home, numbers, readable, real_advice, tensor
+from sdegen.tensors import Numbers, as_time, check_floating, home, numbers, readable, tensor
 
 
 def log_weights(means: Tensor, weights: Numbers | None) -> Tensor:
@@ -105,11 +104,10 @@ def observation(means: Tensor, y: Numbers, A: Numbers, noise_std: Numbers) -> tu
     return seen, matrix, n.expand(len(seen))
 
 
-def state(x: Any, shape: Sequence[int]) -> Tensor:
+def state(x: Tensor, shape: Sequence[int]) -> Tensor:
     """x `[B, *S]` of a floating dtype as `[B, D]`, contiguous (sums take their order from the layout), in float64."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = f"{x.dtype}; {real_advice(x)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InvalidTypeError(f"x must be a tensor of a floating dtype, got {got}")
+    if type(x) is not Tensor or not x.is_floating_point():
+        check_floating(x)
     if x.ndim == 0 or x.shape[1:] != shape:
         raise InvalidArgumentError(f"x has shape {list(x.shape)}; this mixture takes [B, *S] with S = {list(shape)}")
     there = x.device if x.is_meta else home(x.device)
