@@ -75,7 +75,7 @@ def expect_like(value: object, x: Tensor, what: str) -> Tensor:
 
 def described(value: object) -> str:
     """A tensor's shape and dtype, the repr of anything else: for what an error says it got."""
-    return f"{list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)
+    return f"{list(value.shape)} of {value.dtype}" if torch.is_tensor(value) else repr(value)
 
 
 def check_type(value: object, kind: Any, must: str, advice: str = "") -> None:
@@ -175,7 +175,7 @@ def as_time(t: Tensor | float | Sequence[float]) -> Tensor:
 
 def as_tensor(value: Any) -> Tensor:
     """A tensor as it is; an array on the host in its own dtype, plain numbers in float64."""
-    if isinstance(value, Tensor):
+    if torch.is_tensor(value):
         return value
     return torch.as_tensor(value, dtype=None if has_dtype(value) else torch.float64, device="cpu")
 
@@ -271,7 +271,7 @@ def _first(dim: int) -> str:
 def _advice(out: Any) -> str:
     """How to take the tensor out of what a network returned."""
     for name in ("sample", "prediction", "pred", "logits"):
-        if isinstance(getattr(out, name, None), Tensor):
+        if torch.is_tensor(getattr(out, name, None)):
             return f": lambda x, t: net(x, t).{name}"
     if isinstance(out, Mapping):
         return f": lambda x, t: net(x, t)[{next(iter(out), '...')!r}]"
@@ -345,17 +345,20 @@ def numbers(name: str, value: Numbers) -> Tensor:
 
 def map_tensors(f: Callable[..., Any], *trees: Any) -> Any:
     """Maps `f` over the tensors of matching pytrees; other leaves come from the first."""
-    if isinstance(trees[0], Tensor):
-        return f(*trees)
     if isinstance(trees[0], tuple):
         parts = [map_tensors(f, *parts) for parts in zip(*trees)]
-        return type(trees[0])(*parts) if hasattr(trees[0], "_fields") else tuple(parts)
-    return trees[0]
+        return (maker(trees[0]) or tuple)(parts)
+    return f(*trees) if torch.is_tensor(trees[0]) else trees[0]
+
+
+def maker(value: Any) -> Callable[..., Any] | None:
+    """What makes a named tuple like a value from its parts; None where it is none."""
+    return getattr(type(value), "_make", None)
 
 
 def where_rows(accept: bool | Tensor, new: T, old: T) -> T:
     """`new` in the rows where `accept` `[B]`, `old` in the others; tensors `[]` belong to no row and are new."""
-    if isinstance(accept, bool):
+    if type(accept) is bool:
         return new if accept else old
 
     def chosen(a: Tensor, b: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import pickle
 import sys
 import types
@@ -21,8 +22,6 @@ def module_behind(function: Any) -> torch.nn.Module | None:
 
     Several are one `torch.nn.ModuleList`, those first that have floating parameters.
     """
-    if isinstance(function, torch.nn.Module):
-        return function
     found: list[torch.nn.Module] = []
     seen, todo = set(), [(function, 4)]
     while todo:
@@ -45,26 +44,31 @@ def module_behind(function: Any) -> torch.nn.Module | None:
 
 def _parts(value: Any) -> list[Any]:
     """What a callable or a collection is made of."""
-    if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-        kept = [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        return kept + [value.__globals__[name] for name in names(value.__code__) if name in value.__globals__]
-    if isinstance(value, types.MethodType):
-        return [value.__self__, value.__func__]
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, Mapping):
-        return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
-    own = [type(value).__call__] if callable(value) else []
-    return [*_attributes(value), *own]
+    match value:
+        case types.FunctionType():
+            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+            kept = [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+            return kept + [value.__globals__[name] for name in names(value.__code__) if name in value.__globals__]
+        case types.MethodType() | functools.partial():
+            return _bound(value)
+        case Mapping():
+            return list(value.values())
+        case list() | tuple() | set() | frozenset():
+            return list(value)
+    # what an object holds, in its dict or in slots, and how it is called
+    inside = [name for kind in type(value).__mro__ for name in slots(kind)]
+    held, *rest = (getattr(value, name, None) for name in ("__dict__", *inside))
+    return [*(held or {}).values(), *rest, *([type(value).__call__] if callable(value) else [])]
 
 
-def _attributes(value: Any) -> list[Any]:
-    """What an object holds, in its dict or in slots."""
-    kept = [name for kind in type(value).__mro__ for name in slots(kind)]
-    return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name) for name in kept if hasattr(value, name))]
+def _bound(value: Any) -> list[Any]:
+    """A function and what it is bound to, of a method or a partial; nothing for anything else."""
+    match value:
+        case types.MethodType():
+            return [value.__self__, value.__func__]
+        case functools.partial():
+            return [value.func, *value.args, *value.keywords.values()]
+    return []
 
 
 def slots(kind: type) -> tuple[str, ...]:
@@ -116,11 +120,9 @@ def picklable(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_local(value: Any) -> bool:
     """Whether a callable is or holds a function that is not found again by its name."""
-    if isinstance(value, types.FunctionType):
-        found: Any = sys.modules.get(value.__module__)
-        for name in value.__qualname__.split("."):
-            found = getattr(found, name, None)
-        return found is not value
-    if isinstance(value, functools.partial):
-        return any(map(_is_local, (value.func, *value.args, *value.keywords.values())))
-    return isinstance(value, types.MethodType) and _is_local(value.__func__)
+    if not isinstance(value, types.FunctionType):
+        return any(map(_is_local, _bound(value)))
+    try:
+        return operator.attrgetter(value.__qualname__)(sys.modules.get(value.__module__)) is not value
+    except AttributeError:
+        return True

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.tensors import readable
+from sdegen.tensors import maker, readable
 
 _ADVICE = "write sd.shared(value) for what is one for all samples"
 Sizes = frozenset[int] | None
@@ -123,14 +123,14 @@ class _Part(ABC):
 
 @dataclass(frozen=True)
 class _Whole(_Part):
-    """What is one for all samples; marked, where `shared` says so."""
+    """What is one for all samples; marked, where `shared` says so; counted, where it has items that are in no order."""
 
     value: Any
     marked: bool = False
+    counted: bool = False
 
     def decided(self, name: str, n: int) -> _Part:
-        single = self.marked or isinstance(self.value, str | bytes | Tensor | np.ndarray)  # of no dimension, these
-        if isinstance(self.value, Sized) and not single and len(self.value) == n > 1:
+        if self.counted and len(self.value) == n > 1:
             raise InvalidArgumentError(
                 f"condition {name!r} is a {type(self.value).__name__} of {n} items for a batch of {n}: give a tensor, "
                 f"an array or a list where they are one for each sample; {_ADVICE}"
@@ -296,15 +296,18 @@ def _common(parts: Any) -> Sizes:
 
 def _sorted(value: Any) -> _Part:
     """What a value is, as far as it tells without the number of samples."""
-    if isinstance(value, Shared):
-        return _Whole(value.value, marked=True)
-    if isinstance(value, Tensor | np.ndarray):
-        return _Rows(value) if value.ndim else _Whole(value)
-    if isinstance(value, Mapping):
-        return _Parts({key: _sorted(part) for key, part in value.items()}, dict)
-    if isinstance(value, Sequence) and value and not isinstance(value, str | bytes):
-        fields = getattr(type(value), "_make", None)
-        kind = fields or (type(value) if isinstance(value, list | tuple) else list)
-        structure = _Parts({k: _sorted(part) for k, part in enumerate(value)}, functools.partial(_listed, kind))
-        return structure if fields else _Sequence(_Each(tuple(value), kind), structure)
-    return _Whole(value)
+    match value:
+        case Shared():
+            return _Whole(value.value, marked=True)
+        case Tensor() | np.ndarray():
+            return _Rows(value) if value.ndim else _Whole(value)
+        case str() | bytes():
+            return _Whole(value)
+        case Mapping():
+            return _Parts({key: _sorted(part) for key, part in value.items()}, dict)
+        case Sequence() if value:
+            fields = maker(value)
+            kind = fields or (type(value) if isinstance(value, list | tuple) else list)
+            structure = _Parts({k: _sorted(part) for k, part in enumerate(value)}, functools.partial(_listed, kind))
+            return structure if fields else _Sequence(_Each(tuple(value), kind), structure)
+    return _Whole(value, counted=isinstance(value, Sized))
