@@ -105,6 +105,8 @@ def test_a_general_sde_has_only_time():
         sd.grids.karras(sde, 3)
     with pytest.raises(sd.InvalidArgumentError, match="rho"):
         sd.grids.karras(sd.VP(), 3, rho=-1.0)
+    with pytest.raises(sd.InvalidArgumentError, match="rho must be positive and finite, got 'seven'"):
+        sd.grids.karras(sd.VP(), 3, rho="seven")
 
 
 def test_beta_is_the_distribution_of_its_times():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -53,6 +54,13 @@ def unknown_keywords(function: str, got: Iterable[str], allowed: Iterable[str]) 
     return InvalidTypeError(f"{function}() got an unknown keyword {name!r}: {hint(name, sorted(allowed), 'it takes')}")
 
 
+def check_known(what: str, value: object, allowed: Iterable[str], *, optional: bool = False) -> None:
+    """Raises InvalidArgumentError unless `value` is one of `allowed`, or None where it is optional."""
+    names = sorted(allowed)
+    if value not in names and not (optional and value is None):
+        raise InvalidArgumentError(f"unknown {what} {value!r}: {hint(str(value), names, 'it must be one of')}")
+
+
 def strict_keywords(target: Callable[P, R]) -> Callable[P, R]:
     """A function or a class, which answers an unknown keyword with a TypeError that names the closest known one.
 
@@ -78,12 +86,10 @@ def strict_keywords(target: Callable[P, R]) -> Callable[P, R]:
 def check_positive(**values: Any) -> None:
     """Raises InvalidArgumentError unless all values, given by their names, are numbers, positive and finite."""
     for name, value in values.items():
-        try:
-            fine = 0 < value < float("inf")
-        except TypeError:
-            fine = False
-        if not fine:
-            raise InvalidArgumentError(f"{name} must be positive and finite, got {value!r}")
+        with contextlib.suppress(TypeError):
+            if 0 < value < float("inf"):
+                continue
+        raise InvalidArgumentError(f"{name} must be positive and finite, got {value!r}")
 
 
 def warn_caller(message: str) -> None:

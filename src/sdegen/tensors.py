@@ -248,9 +248,10 @@ def call_score(
     if out.shape != shape:
         other = [k for k in range(1, x.ndim) if out.ndim == x.ndim and out.shape[k] != x.shape[k]]
         double = len(other) == 1 and out.shape[0] == x.shape[0] and out.shape[other[0]] == 2 * x.shape[other[0]]
+        advice = "; twice the channels are a prediction and a variance: lambda x, t: net(x, t).chunk(2, {})[0]"
         raise ScoreShapeError(
             f"the score function returned {list(out.shape)} for x {list(x.shape)}; it must return shape {list(shape)}"
-            + (f"; twice the channels are a prediction and a variance: {_first(other[0])}" if double else "")
+            + (advice.format(other[0]) if double else "")
         )
     if out.device != x.device:
         raise ScoreTypeError(f"the score function returned a tensor on {out.device} for x on {x.device}; move one")
@@ -262,10 +263,6 @@ def call_score(
             )
         out = out.to(x.dtype)
     return out
-
-
-def _first(dim: int) -> str:
-    return f"lambda x, t: net(x, t).chunk(2, {dim})[0]"
 
 
 def _advice(out: Any) -> str:
@@ -343,17 +340,14 @@ def numbers(name: str, value: Numbers) -> Tensor:
     return tensor(name, value).to(torch.float64, copy=True).contiguous()
 
 
-def map_tensors(f: Callable[..., Any], *trees: Any) -> Any:
+def map_tensors(f: Callable[..., Any], tree: T, *others: T) -> T:
     """Maps `f` over the tensors of matching pytrees; other leaves come from the first."""
-    if isinstance(trees[0], tuple):
-        parts = [map_tensors(f, *parts) for parts in zip(*trees)]
-        return (maker(trees[0]) or tuple)(parts)
-    return f(*trees) if torch.is_tensor(trees[0]) else trees[0]
-
-
-def maker(value: Any) -> Callable[..., Any] | None:
-    """What makes a named tuple like a value from its parts; None where it is none."""
-    return getattr(type(value), "_make", None)
+    made: Any = tree
+    if isinstance(tree, tuple):
+        made = getattr(type(tree), "_make", tuple)([map_tensors(f, *parts) for parts in zip(tree, *others)])
+    elif torch.is_tensor(tree):
+        made = f(tree, *others)
+    return made  # type: ignore[no-any-return]
 
 
 def where_rows(accept: bool | Tensor, new: T, old: T) -> T:
@@ -367,26 +361,22 @@ def where_rows(accept: bool | Tensor, new: T, old: T) -> T:
         rows = accept if accept.device == a.device else accept.to(a.device)
         return torch.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
 
-    shaped: T = map_tensors(chosen, new, old)
-    return shaped
+    return map_tensors(chosen, new, old)
 
 
 def take_rows(tree: T, index: Tensor) -> T:
     """The rows `index` of every tensor, wherever each lies; tensors `[]` belong to no row."""
-    picked: T = map_tensors(lambda leaf: leaf[index.to(leaf.device, non_blocking=True)] if leaf.ndim else leaf, tree)
-    return picked
+    return map_tensors(lambda leaf: leaf[index.to(leaf.device, non_blocking=True)] if leaf.ndim else leaf, tree)
 
 
 def expand_rows(tree: T, count: int, device: torch.device) -> T:
     """Values `[]` or `[count]` as `[count]` on a device."""
-    wide: T = map_tensors(lambda leaf: leaf.to(device).expand(count), tree)
-    return wide
+    return map_tensors(lambda leaf: leaf.to(device).expand(count), tree)
 
 
 def cat_rows(first: T, second: T) -> T:
     """The rows of one tree, then those of another of the same structure."""
-    whole: T = map_tensors(lambda *leaves: cat(leaves) if leaves[0].ndim else leaves[0], first, second)
-    return whole
+    return map_tensors(lambda *leaves: cat(leaves) if leaves[0].ndim else leaves[0], first, second)
 
 
 def cat(parts: Sequence[Tensor]) -> Tensor:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import collections
 import importlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, hint
+from sdegen.errors import InvalidArgumentError
 from sdegen.level import Level
 from sdegen.loop.solution import Solution, SolveError, Status
-from sdegen.solvers.base import Reverse, between, check_reverse
+from sdegen.solvers.base import Reverse, between, check_reverse, check_score_model
 from sdegen.solvers.frame import Frame
 from sdegen.solvers.frames import TIME
 from sdegen.tensors import as_time, batch_time, combine, finite_rows, widen
@@ -221,13 +221,6 @@ def package(name: str, extra: str) -> Any:
         raise InvalidArgumentError(f"this solver runs on {name}: pip install 'sdegen[{extra}]'") from None
 
 
-def check_known(what: str, value: str | None, allowed: Iterable[str]) -> None:
-    """Raises InvalidArgumentError unless `value` is one of `allowed`, or None."""
-    names = sorted(allowed)
-    if value is not None and value not in names:
-        raise InvalidArgumentError(f"unknown {what} {value!r}: {hint(str(value), names, 'it must be one of')}")
-
-
 def check_tolerances(rtol: float, atol: float) -> None:
     """Raises InvalidArgumentError unless both are finite, not negative, and one is positive."""
     if not (0 <= rtol < math.inf and 0 <= atol < math.inf and rtol + atol > 0):
@@ -237,11 +230,8 @@ def check_tolerances(rtol: float, atol: float) -> None:
 def check_start(solver: object, model: Reverse, frame: Frame, eta: float, now: Level) -> None:
     """Raises an error unless the model fits the solver's eta and frame, and the batch has one time, `now` `[]`."""
     check_reverse(solver, model, eta)
-    if not frame.timed and not (model.answers and model.process.gaussian):
-        raise InvalidTypeError(
-            f"{solver} asks for predictions, and a ReverseSDE gives only drift and diffusion: pass the ScoreModel "
-            "itself, or leave frame=sd.TIME"
-        )
+    if not frame.timed:
+        check_score_model(solver, model)
     if now.t.ndim:
         raise InvalidArgumentError(f"{solver} has one time for the whole batch; give times, or an sd.Fixed, as control")
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdegen.adapters.bridge import Flow, adjoint_params, check_known, check_start, check_tolerances, package
-from sdegen.errors import InvalidArgumentError
+from sdegen.adapters.bridge import Flow, adjoint_params, check_start, check_tolerances, package
+from sdegen.errors import InvalidArgumentError, check_known
 from sdegen.grids import Grid, natural
 from sdegen.grids.spacings import in_time
 from sdegen.level import Level, points

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdegen.adapters.bridge import Backwards, OutOfEvaluations, check_known, check_start, check_tolerances, package
+from sdegen.adapters.bridge import Backwards, OutOfEvaluations, check_start, check_tolerances, package
 from sdegen.adapters.bridge import adjoint_params as params_of
-from sdegen.errors import InvalidArgumentError, check_positive, unknown_keywords
+from sdegen.errors import InvalidArgumentError, check_known, check_positive, unknown_keywords
 from sdegen.grids import Grid, natural
 from sdegen.level import Level
 from sdegen.loop.solution import Status
@@ -57,8 +57,8 @@ def for_torchsde(
     check_type(reverse, ReverseSDE, "for_torchsde takes sde.reverse(score)")
     if reverse.eta == 0:
         raise InvalidArgumentError("a probability flow has no noise: for_torchdiffeq(flow) is for it")
-    check_known("sde_type", sde_type, SDE_TYPES)
-    check_known("noise_type", noise_type, NOISE_TYPES)
+    check_known("sde_type", sde_type, SDE_TYPES, optional=True)
+    check_known("noise_type", noise_type, NOISE_TYPES, optional=True)
     return Backwards(reverse, shape, reverse.eta, sde_type=sde_type, noise_type=noise_type)
 
 
@@ -106,7 +106,7 @@ def torchsde(
     from torchsde._core import methods  # which of the two calculi a method is for has no public name
 
     check_known("torchsde method", method, {m for m in library.settings.METHODS.all() if not m.startswith("adjoint")})
-    check_known("sde_type", sde_type, SDE_TYPES)
+    check_known("sde_type", sde_type, SDE_TYPES, optional=True)
     own = methods.select(method=method, sde_type=sde_type or "ito").sde_type
     if sde_type not in (None, own):
         raise InvalidArgumentError(f"torchsde's {method} is for {own} SDEs, got sde_type={sde_type!r}; leave it out")
@@ -140,7 +140,7 @@ class TorchSDE(OneStep):
         check_eta(self.eta)
         check_tolerances(self.options["rtol"], self.options["atol"])
         check_known("brownian", self.brownian, PATHS)
-        check_known("noise_type", self.noise_type, NOISE_TYPES)
+        check_known("noise_type", self.noise_type, NOISE_TYPES, optional=True)
         if self.eta == 0:
             raise InvalidArgumentError("eta=0 is a flow without noise: sd.adapters.torchdiffeq has its methods")
         if self.frame not in (TIME, SIGMA):

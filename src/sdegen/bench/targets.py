@@ -13,7 +13,7 @@ from sdegen.bench.contenders import drawn
 from sdegen.bench.problems import Problem
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.metrics import NAMES, Metric, Target
-from sdegen.sampling.options import adaptive_default
+from sdegen.sampling.options import own
 from sdegen.scores.mixtures import GaussianMixture
 from sdegen.scores.model import place
 from sdegen.tensors import widen
@@ -83,7 +83,7 @@ def tightest(problem: Problem, tol: float) -> float:
 
 def solved(problem: Problem, n: int, seed: int, batch_size: int | None, tol: float) -> Tensor:
     """Where adaptive steps to a tolerance take the noise of `seed`, `[n, *S]`."""
-    return drawn(problem, n, seed, batch_size, solver=adaptive_default(problem.model), tol=tol).x
+    return drawn(problem, n, seed, batch_size, solver=own(problem.model, adaptive=True), tol=tol).x
 
 
 def exact(problem: Problem, n: int, seed: int, sets: int = 8) -> tuple[Tensor | None, Tensor | None]:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from sdegen import noise as noises
 from sdegen.calibration.plan import Plan
-from sdegen.errors import InvalidTypeError, ScoreError
+from sdegen.errors import ScoreError
 from sdegen.level import Level
-from sdegen.processes.process import Process
+from sdegen.processes.process import Process, linear_gaussian
 from sdegen.processes.schedules import EDM
 from sdegen.scores.model import convert, plane
 from sdegen.solvers.frame import Frame
@@ -236,12 +236,9 @@ def trace(probe: Probe, y: Tensor, lams: Tensor, scale: float) -> Path:
     return Path(y, lams, torch.stack(z), F, scale, defect)
 
 
-def span(process: Process) -> tuple[Tensor, Tensor]:
-    """The log-SNRs at t_max and t_min, or next to ends without signal or noise.
+def span(process: Process) -> Tensor:
+    """The log-SNRs `[2]` at t_max and t_min, or next to ends without signal or noise.
 
     Raises InvalidTypeError for what is no Process.
     """
-    if not process.gaussian:
-        raise InvalidTypeError(f"calibrate needs a Process with alpha and sigma, got {process}")
-    first, last = process.edges
-    return first, last
+    return linear_gaussian(process, "calibrate").edges

@@ -24,7 +24,8 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.grids import Grid
 from sdegen.level import Level, points
-from sdegen.processes.process import Process
+from sdegen.processes.process import Process, linear_gaussian
+from sdegen.processes.sde import SDE
 from sdegen.scores.model import Model, convert, plane
 from sdegen.solvers.base import Reverse, Solver, check_score_model
 from sdegen.solvers.frames import DATA
@@ -66,7 +67,7 @@ class Plan(Table):
         for name, shape in shapes.items():
             value = vars(self)[name]
             dtype = torch.int64 if name == "orders" else torch.float64
-            if not isinstance(value, Tensor) or value.dtype != dtype or value.device.type != "cpu":
+            if not torch.is_tensor(value) or value.dtype != dtype or value.device.type != "cpu":
                 raise InvalidTypeError(f"a plan's {name} must be a {dtype} tensor on the CPU, got {value!r}")
             if value.shape != shape or n == 0:
                 raise InvalidArgumentError(f"a plan's {name} must have shape {list(shape)}, got {list(value.shape)}")
@@ -109,23 +110,21 @@ class Plan(Table):
         """The plan's own times, `grid(process, n)`; n must be the plan's number of steps, or None."""
         return self._times
 
-    def _times(self, process: Any, n: int | None = None) -> Tensor:
-        if not process.gaussian:
-            raise InvalidTypeError(f"a plan needs a Process with alpha and sigma, got {process}")
+    def _times(self, sde: SDE, n: int | None = None) -> Tensor:
+        process = linear_gaussian(sde, "a plan")
         if n is not None and n != self.steps:
             raise InvalidArgumentError(f"this plan has {self.steps} steps, got steps={n}: leave steps out")
         limits = torch.tensor([process.t_max, process.t_min], dtype=torch.float64, device="cpu")
         reach = process.level(limits).lam
         if not readable(reach):
-            found: Tensor = process.at(self.lams).t
-            return found
+            return process.at(self.lams).t
         if bool(self.lams[0] < reach[0] - _CLOSE) or bool(self.lams[-1] > reach[1] + _CLOSE):
             raise InvalidArgumentError(
                 f"this plan's log-SNRs run from {float(self.lams[0]):.4g} to {float(self.lams[-1]):.4g} and those of "
                 f"{process} only from {float(reach[0]):.4g} to {float(reach[1]):.4g}: calibrate on this process, or "
                 "set its t_min and t_max"
             )
-        times: Tensor = process.at(self.lams.clamp(float(reach[0]), float(reach[1]))).t
+        times = process.at(self.lams.clamp(float(reach[0]), float(reach[1]))).t
         for end, here in ((0, 0), (-1, 1)):
             if abs(float(self.lams[end] - reach[here])) <= _CLOSE:
                 times[end] = limits[here]
@@ -169,7 +168,7 @@ class Plan(Table):
         """
         if solver.stochastic or solver.evals != 1:
             raise InvalidArgumentError(f"a plan has one evaluation a step and no noise, which {solver} is not")
-        if not isinstance(times, Tensor):
+        if not torch.is_tensor(times):
             times = solver.grid(process, times)
         levels = process.level(times)
         frame = solver.clock_frame or DATA

@@ -7,6 +7,7 @@ and on times outside of the span; those in lam raise InvalidTypeError on an SDE 
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_positive
 from sdegen.level import EDGE, placed
-from sdegen.processes.process import Process, check_levels
+from sdegen.processes.process import check_levels, linear_gaussian
 from sdegen.processes.sde import SDE
 from sdegen.tensors import as_tensor, readable
 
@@ -165,7 +166,7 @@ def check_steps(n: int, name: str = "steps") -> int:
         count = operator.index(n)
     except TypeError:
         count = None
-    if count is None or isinstance(n, bool):
+    if count is None or type(n) is bool:
         raise InvalidTypeError(f"{name} must be a whole number >= 1, got {n!r}")
     if count < 1:
         raise InvalidArgumentError(f"{name} must be >= 1, got {n}")
@@ -201,11 +202,8 @@ def check_times(times: Any, sde: SDE | None = None) -> Tensor:
     return in_span(values, float(values.min()), float(values.max()), sde, rounding(given))
 
 
-def with_levels(process: SDE) -> Process:
-    """The process, or an error where it has no alpha and sigma."""
-    if not process.gaussian:
-        raise InvalidTypeError(f"a grid of noise levels needs a Process, got {process}; use grids.by_time")
-    return process  # type: ignore[return-value]
+with_levels = functools.partial(linear_gaussian, what="a grid of noise levels", advice="; use grids.by_time")
+"""The process, or an error where it has no alpha and sigma."""
 
 
 def rounding(times: object) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
 from sdegen.processes.sde import SDE
+from sdegen.solvers.base import Solver
 from sdegen.tensors import as_time, described, expand_rows, unedited, where_rows
 
 Event = Callable[[Tensor, Level], Tensor]
@@ -95,13 +96,13 @@ class Found(NamedTuple):
 class EventFinder:
     """Where the events of samples happen: a sign change of `event(x, level) -> [B]` over a step, located inside."""
 
-    def __init__(self, event: Event, solver: Any, process: SDE) -> None:
+    def __init__(self, event: Event, solver: Solver, process: SDE) -> None:
         self._event, self._solver, self._process = event, solver, process
 
     def value(self, x: Tensor, level: Level) -> Tensor:
         """The event function's value, checked. Raises InvalidTypeError unless it is `[B]`."""
         value: object = unedited("event(x, level)", self._event, x, level)
-        if not isinstance(value, Tensor) or value.shape != x.shape[:1] or not value.is_floating_point():
+        if not torch.is_tensor(value) or value.shape != x.shape[:1] or not value.is_floating_point():
             raise InvalidTypeError(
                 f"event(x, level) must return one floating number per sample, [{x.shape[0]}], whose sign changes; "
                 f"got {described(value)}"
@@ -125,5 +126,4 @@ class EventFinder:
         return Found(hit, self._inside(now, next, inner, level), level)
 
     def _inside(self, now: Level, next: Level, inner: Any, at: Level) -> Tensor:
-        x: Tensor = self._solver.inside(self._process, now, next, inner, at)
-        return x
+        return self._solver.inside(self._process, now, next, inner, at)

@@ -137,7 +137,7 @@ class Solution(NamedTuple):
         spent = f"{low}" if low == high else f"{low} to {high}"
         t = self.level.t
         ends = f"{float(t.min()):.4g}" + (f" to {float(t.max()):.4g}" if float(t.min()) != float(t.max()) else "")
-        seed = "" if self.seed is None else ", seeds given" if isinstance(self.seed, Tensor) else f", seed={self.seed}"
+        seed = "" if self.seed is None else ", seeds given" if torch.is_tensor(self.seed) else f", seed={self.seed}"
         return f"Solution(x: {at}, {', '.join(kinds)}, {spent} evaluations a sample, at t={ends}{seed})"
 
     @staticmethod

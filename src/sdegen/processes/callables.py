@@ -85,9 +85,10 @@ def names(code: types.CodeType) -> list[str]:
 
 def takes_one(net: Callable[..., Any], condition: Iterable[str]) -> bool:
     """Whether a network takes x alone, and no time, beside its conditions."""
-    net = getattr(net, "_orig_mod", net)  # of a compiled module, which takes anything
+    if isinstance(net, torch.nn.Module):  # of a compiled one, which takes anything, the module inside
+        net = dict(net.named_children()).get("_orig_mod", net).forward
     try:
-        known = inspect.signature(net.forward if isinstance(net, torch.nn.Module) else net).parameters.values()
+        known = inspect.signature(net).parameters.values()
     except (TypeError, ValueError):  # no signature to be had
         return False
     if any(p.kind is p.VAR_POSITIONAL for p in known):

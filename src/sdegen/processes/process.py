@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import EDGE, END, Level, check_level, check_span, is_end, placed
 from sdegen.processes.sde import SDE
 from sdegen.tensors import as_time, check_type, combine, like, readable
@@ -48,8 +48,7 @@ class Process(SDE):
     @property
     def edges(self) -> Tensor:
         """The log-SNRs `[2]` at t_max and t_min, or next to such ends, where methods that take none begin or stop."""
-        ends = torch.tensor([self.t_max, self.t_min], dtype=torch.float64, device="cpu")
-        return placed(self.level(ends).lam, EDGE)
+        return placed(self.level(as_time([self.t_max, self.t_min])).lam, EDGE)
 
     @property
     def steps(self) -> int | None:
@@ -218,6 +217,13 @@ class _FunctionProcess(Process):
         return self.s(t)
 
 
+def linear_gaussian(process: SDE, what: object, advice: str = "") -> Process:
+    """The process, or InvalidTypeError unless it has the alpha and sigma that `what` needs."""
+    if not process.gaussian:
+        raise InvalidTypeError(f"{what} needs a Process with alpha and sigma, got {process}{advice}")
+    return process  # type: ignore[return-value]
+
+
 def _check_tensors(alpha: object, sigma: object) -> None:
     """Raises InvalidTypeError unless the two functions of t returned tensors."""
     for name, value in (("alpha", alpha), ("sigma", sigma)):
@@ -228,15 +234,14 @@ def check_process(process: Any) -> None:
     """Raises InvalidArgumentError unless, over its span, alpha and sigma are positive and alpha/sigma falls."""
     with torch.no_grad():
         t = torch.linspace(process.t_min, process.t_max, 129, dtype=torch.float64, device="cpu")
-        own = process.alpha(t), process.sigma(t)
-    _check_tensors(*own)
-    for name, value in zip(("alpha", "sigma"), own):
-        if value.shape not in ((), t.shape):
-            raise InvalidArgumentError(
-                f"{name}(t) must have t's shape, {list(t.shape)}, got {list(value.shape)}; a constant is "
-                "torch.full_like(t, c)"
-            )
-    with torch.no_grad():
+        own = {"alpha": process.alpha(t), "sigma": process.sigma(t)}
+        _check_tensors(**own)
+        for name, value in own.items():
+            if value.shape not in ((), t.shape):
+                raise InvalidArgumentError(
+                    f"{name}(t) must have t's shape, {list(t.shape)}, got {list(value.shape)}; a constant is "
+                    "torch.full_like(t, c)"
+                )
         level = process.level(t)
     if readable(level.alpha) and readable(level.sigma):
         check_levels(process, level)

@@ -131,17 +131,16 @@ class SDE(ABC):
             name = values.pop("sde")
         except (ValueError, KeyError, AttributeError, TypeError):
             raise InvalidArgumentError('an SDE is written as {"sde": "VP", ...}, by its to_json()') from None
-        known = {kind.__name__: kind for kind in _kinds(SDE)}
+        known: dict[str, Callable[..., SDE]] = {kind.__name__: kind for kind in _kinds(SDE)}
         if str(name) not in known:
             raise InvalidArgumentError(f"unknown SDE {name!r}: {hint(str(name), sorted(known), 'known are')}")
         try:
             given = {key: tensor(key, v).double() if type(v) is list else v for key, v in values.items()}
-            made: SDE = known[name](**given)
+            return known[name](**given)
         except SdegenError:
             raise
         except (TypeError, ValueError) as error:
             raise InvalidArgumentError(f"{values} are no parameters of {name}: {error}") from None
-        return made
 
     def transit(self, x: Tensor, now: Level, next: Level, z: Tensor) -> Tensor:
         """x `[B, *S]` at a later level by the exact transition from now, z unit normals `[B, *S]`."""

@@ -9,10 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
-from sdegen.grids import by_time, check_steps, check_times
+from sdegen.grids import by_time, check_steps
 from sdegen.level import Level
 from sdegen.loop.arguments import check_numbers
 from sdegen.loop.control import Fixed
@@ -38,18 +37,13 @@ def inside(start: Any, process: Any) -> float:
     return float(start)
 
 
-def own(model: Any) -> Solver:
+def own(model: Any, adaptive: bool) -> Solver:
     """The solver for a model where none is given: a ReverseSDE has only its drift and diffusion."""
     if model.answers:
-        return default()
-    return euler_maruyama(model.eta) if model.eta else RungeKutta(HEUN, TIME)
-
-
-def adaptive_default(model: Any) -> Solver:
-    """The adaptive solver for a model where none is given."""
-    if model.answers:
-        return adams()
-    return adaptive_heun(model.eta) if model.eta else tsit5(frame=TIME)
+        return adams() if adaptive else default()
+    if model.eta:
+        return adaptive_heun(model.eta) if adaptive else euler_maruyama(model.eta)
+    return tsit5(frame=TIME) if adaptive else RungeKutta(HEUN, TIME)
 
 
 def controlled(tol: Any, start: float | None, end: float | None, padded: bool = False, **others: Any) -> PI:
@@ -132,9 +126,10 @@ def on_grid(
         made = _called(grid, model.process, count, bounds if takes else {})
         if made is None:
             raise InvalidTypeError(f"the grid {named(grid)} returned None: it must return times [n + 1]")
-    if not takes and not (start is end is None):
-        made = _cut(made, solver, start, end, named(grid) if callable(grid) else "the grid")
-    return made if isinstance(made, Fixed) else Fixed(made)
+    control = made if isinstance(made, Fixed) else Fixed(made)
+    if takes or start is end is None:
+        return control
+    return _cut(control, solver, start, end, named(grid) if callable(grid) else "the grid")
 
 
 def check_cost(control: Fixed, solver: Solver, nfe: int, last: bool) -> None:
@@ -180,14 +175,14 @@ def _called(grid: Callable[..., Any], process: Any, n: int, bounds: dict[str, fl
         raise
 
 
-def _cut(times: Any, solver: Solver, start: float | None, end: float | None, name: str) -> Tensor:
+def _cut(control: Fixed, solver: Solver, start: float | None, end: float | None, name: str) -> Fixed:
     """The times strictly between start and end, and these two: of a grid that cannot be told where to begin."""
-    if isinstance(times, Fixed) or solver.own_steps is not None:
+    if control.draws or solver.own_steps is not None:
         raise InvalidArgumentError(
             f"{'a Restart' if solver.own_steps is None else 'this plan or backend'} has levels of its own and takes "
             "no start or end; give a grid that has them"
         )
-    known = check_times(times)
+    known = control.times
     first, last = float(known[0]) if start is None else start, float(known[-1]) if end is None else end
     if not first > last:
         raise InvalidArgumentError(
@@ -195,4 +190,4 @@ def _cut(times: Any, solver: Solver, start: float | None, end: float | None, nam
             "or an end below the start"
         )
     between = known[(known < first) & (known > last)]
-    return torch.cat([known.new_tensor([first]), between, known.new_tensor([last])])
+    return Fixed(torch.cat([known.new_tensor([first]), between, known.new_tensor([last])]))

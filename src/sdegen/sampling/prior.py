@@ -80,7 +80,7 @@ def own_seeds(seed: Seed, n: int, device: torch.device) -> tuple[int | Tensor, T
     None stands for a number of the operating system's, a generator for its next one.
     """
     there = device if device.type == "cpu" else home(device)
-    if isinstance(seed, Tensor):
+    if torch.is_tensor(seed):
         if seed.dtype != torch.int64 or seed.shape != (n,):
             raise InvalidArgumentError(
                 f"seed must be one number or int64 seeds of shape [{n}], got {seed.dtype} of shape {list(seed.shape)}"
@@ -123,7 +123,7 @@ def begin_at(
         return own.to(dtype)
     if law is not None:
         drawn: Any = law.sample(len(seeds), seed=seeds, level=level, dtype=dtype)
-        if not isinstance(drawn, Tensor) or drawn.shape != (len(seeds), *event):
+        if not torch.is_tensor(drawn) or drawn.shape != (len(seeds), *event):
             raise InvalidArgumentError(f"the prior's sample must be {[len(seeds), *event]}, got {described(drawn)}")
         return representable(drawn.to(seeds.device, dtype), level)
     x: Tensor = process.prior(seeds, event, dtype)
@@ -185,7 +185,7 @@ def add_notes(
 
 def add_seed(error: Exception, seed: int | Tensor) -> None:
     """Say in an exception's notes which noise it met."""
-    _note(error, "drawn with " + ("the given seeds" if isinstance(seed, Tensor) else f"seed={seed}"))
+    _note(error, "drawn with " + ("the given seeds" if torch.is_tensor(seed) else f"seed={seed}"))
 
 
 def _note(error: Exception, text: str) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
+from sdegen.errors import InvalidArgumentError, strict_keywords
 from sdegen.grids import check_steps, check_times, karras, rounding
 from sdegen.level import Level
 from sdegen.loop.control import Fixed, OnGrid
 from sdegen.noise import NoiseSource
-from sdegen.processes.process import check_levels
+from sdegen.processes.process import check_levels, linear_gaussian
 from sdegen.processes.sde import SDE
 from sdegen.solvers.base import Carry, Reverse, Solver, Step, draw
 from sdegen.solvers.compose import Branch, Wrapper
@@ -50,8 +50,7 @@ class Restart:
 
     def __call__(self, process: Any, n: int) -> Restarted:
         """The grid with its repeats, on `process`."""
-        if not process.gaussian:
-            raise InvalidTypeError(f"a restart needs a Process, whose forward transition it draws from; got {process}")
+        linear_gaussian(process, "a restart, which draws from the forward transition,")
         inner = self.grid(process, n)
         known = inner.times if isinstance(inner, Fixed) else check_times(inner, process)
         below = process.level(known).lam >= -math.log(self.low) - 1e-9

@@ -23,7 +23,6 @@ from sdegen.loop.tolerance import PI
 from sdegen.processes.sde import SDE
 from sdegen.sampling.batches import Batches, check_shape, path_noise
 from sdegen.sampling.options import (
-    adaptive_default,
     check_cost,
     check_own_error,
     closed,
@@ -99,7 +98,7 @@ def draw(
         check_numbers(start=start, end=end)
         adaptive = tol is not None and (solver is None or solver.own_steps is None)
         if solver is None:
-            solver = adaptive_default(model) if adaptive else own(model)
+            solver = own(model, adaptive)
         check_solver(solver, observe)
         if any(model.process.open_ends):
             start, end = closed(model, solver, start, end)
@@ -285,7 +284,7 @@ def encode(
     """
     check_model(model)
     if solver is None:
-        solver = own(model) if tol is None else adaptive_default(model)
+        solver = own(model, tol is not None)
     check_solver(solver, None)
     check_state(x)
     if prior is not None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
-from sdegen.tensors import maker, readable
+from sdegen.tensors import readable
 
 _ADVICE = "write sd.shared(value) for what is one for all samples"
 Sizes = frozenset[int] | None
@@ -306,7 +306,7 @@ def _sorted(value: Any) -> _Part:
         case Mapping():
             return _Parts({key: _sorted(part) for key, part in value.items()}, dict)
         case Sequence() if value:
-            fields = maker(value)
+            fields = getattr(type(value), "_make", None)
             kind = fields or (type(value) if isinstance(value, list | tuple) else list)
             structure = _Parts({k: _sorted(part) for k, part in enumerate(value)}, functools.partial(_listed, kind))
             return structure if fields else _Sequence(_Each(tuple(value), kind), structure)

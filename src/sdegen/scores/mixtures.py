@@ -231,7 +231,7 @@ class GaussianMixture:
         Raises InvalidTypeError and InvalidArgumentError on an n or seed that is not a whole number in range.
         """
         device = self._means.device
-        seeds = seed.to(device) if isinstance(seed, Tensor) else noises.seeds(seed, n, device=device)
+        seeds = seed.to(device) if torch.is_tensor(seed) else noises.seeds(seed, n, device=device)
         dim = self._means.shape[1]
         high, low, _, _ = noises.philox(noises.halves(seeds), _CHOICE)
         uniform = ((high >> 5).double() * 2.0**26 + (low >> 6) + 0.5) * 2.0**-53

@@ -42,31 +42,11 @@ __all__ = [
 TimeMap = Callable[[Level], Tensor]
 Predicts = Literal["score", "noise", "data", "v", "velocity", "edm", "energy"]
 _MEANT = {
-    "noise": ("epsilon", "eps", "pred_noise", "noise_prediction", "epsilon_prediction"),
-    "data": (
-        "x0",
-        "x_0",
-        "x_start",
-        "xstart",
-        "pred_x0",
-        "pred_x_start",
-        "sample",
-        "denoised",
-        "original_sample",
-        "pred_original_sample",
-        "start_x",
-        "x1",
-    ),
-    "v": ("v_prediction", "pred_v", "vprediction"),
-    "velocity": (
-        "u",
-        "flow",
-        "flow_prediction",
-        "rectified_flow",
-        "vector_field",
-        "flow_matching",
-        "velocity_prediction",
-    ),
+    "noise": "epsilon eps pred_noise noise_prediction epsilon_prediction",
+    "data": "x0 x_0 x_start xstart start_x pred_x0 pred_x_start x1 sample denoised "
+    "original_sample pred_original_sample",
+    "v": "v_prediction pred_v vprediction",
+    "velocity": "u flow flow_prediction rectified_flow vector_field flow_matching velocity_prediction",
 }
 """What other libraries call the predictions."""
 
@@ -74,7 +54,7 @@ _MEANT = {
 def _meant(text: str) -> str | None:
     """The prediction that another spelling, or another library's name, stands for."""
     known = {name: name for name in get_args(Predicts)}
-    known |= {other: name for name, others in _MEANT.items() for other in others}
+    known |= {other: name for name, others in _MEANT.items() for other in others.split()}
     close = difflib.get_close_matches(text.strip().lower().replace("-", "_"), known, n=1, cutoff=0.75)
     return known[close[0]] if close else None
 

@@ -227,7 +227,10 @@ def check_reverse(solver: object, model: Reverse, eta: object) -> None:
 def check_score_model(solver: object, model: Reverse) -> Any:
     """The model, or InvalidTypeError unless it is a score model on a Process: the solver needs alpha and sigma."""
     if not model.answers or not model.process.gaussian:
-        raise InvalidTypeError(f"{solver} needs a ScoreModel on a Process; on a ReverseSDE use euler_maruyama()")
+        raise InvalidTypeError(
+            f"{solver} needs a ScoreModel on a Process: give the ScoreModel itself, or, for a ReverseSDE's drift and "
+            "diffusion, a solver in frame TIME (euler_maruyama(), RungeKutta(..., frame=sd.TIME))"
+        )
     return model
 
 

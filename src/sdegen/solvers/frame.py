@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError
 from sdegen.level import Level, placed
-from sdegen.processes.process import Process
+from sdegen.processes.process import Process, linear_gaussian
 from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.scores.model import Model
+from sdegen.solvers.base import check_score_model
 from sdegen.solvers.eta import Eta, is_zero
 from sdegen.tensors import check_type, combine, like, named
 
@@ -91,8 +92,7 @@ class Frame:
 
     def level(self, process: SDE, tau: Tensor) -> Level:
         """The level of `process` at clock tau."""
-        level: Level = linear_gaussian(process, self).at(self.lam(tau))
-        return level
+        return linear_gaussian(process, self, "; frame TIME is for any SDE").at(self.lam(tau))
 
     def coordinate(self, level: Level) -> Tensor:
         """Where a node at `level` sits for interpolation: its clock, or `variable(lam)`."""
@@ -131,12 +131,7 @@ class Frame:
 
     def asked(self, model: Model | ReverseSDE, level: Level, pair: Callable[[Process], Pair]) -> Any:
         """A pair of the (data, noise) plane, or a function `(model, x, level)` that knows how to ask."""
-        if not model.answers:
-            raise InvalidTypeError(
-                f"frame {self} asks for predictions, and a ReverseSDE gives only drift and diffusion: pass the "
-                "ScoreModel itself, or use a solver in frame TIME (euler_maruyama(), RungeKutta(..., frame=sd.TIME))"
-            )
-        return pair(linear_gaussian(model.process, self))
+        return pair(check_score_model(self, model).process)
 
     def total(self, *terms: tuple[Tensor, Tensor]) -> Tensor:
         """`sum w v` over values of N alone."""
@@ -182,12 +177,5 @@ def ask(model: Any, x: Tensor, level: Level, asked: Any) -> Tensor:
     return answer
 
 
-def drift_of(model: Any, x: Tensor, level: Level) -> Tensor:
-    drift: Tensor = model.drift(x, level.t)
-    return drift
-
-
-def linear_gaussian(process: Any, frame: Frame) -> Any:
-    if not process.gaussian:
-        raise InvalidTypeError(f"frame {frame} needs a Process with alpha and sigma; {process} has only frame TIME")
-    return process
+def drift_of(model: ReverseSDE, x: Tensor, level: Level) -> Tensor:
+    return model.drift(x, level.t)

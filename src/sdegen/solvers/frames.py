@@ -30,11 +30,11 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, check_positive
 from sdegen.level import Level
-from sdegen.processes.process import Process
+from sdegen.processes.process import Process, linear_gaussian
 from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.scores.model import Model
 from sdegen.solvers.eta import Eta
-from sdegen.solvers.frame import Frame, Pair, drift_of, linear_gaussian
+from sdegen.solvers.frame import Frame, Pair, drift_of
 from sdegen.tensors import length, softplus
 
 

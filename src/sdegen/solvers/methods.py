@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sdegen.errors import InvalidArgumentError, strict_keywords
+from sdegen.errors import InvalidArgumentError, check_known, strict_keywords
 from sdegen.grids import angular, karras, natural
 from sdegen.processes.sde import check_eta
 from sdegen.solvers.adams import Adams
@@ -146,8 +146,7 @@ def pndm(start: str = "rk4") -> Started:
     diffusers' PNDMScheduler with skip_prk_steps=False, whose stages lie in the middle of a step in t and not, as here,
     in sigma/alpha, or True.
     """
-    if start not in ("rk4", "heun"):
-        raise InvalidArgumentError(f"start must be 'rk4' or 'heun', got {start!r}")
+    check_known("start", start, ("rk4", "heun"))
     tableau, steps = (RK4, 3) if start == "rk4" else (HEUN, 1)
     return Started(ipndm(4), RungeKutta(tableau, SIGMA), steps)
 
@@ -272,8 +271,7 @@ def unipc(order: int = 3, kind: str = "bh2") -> Multistep:
     without lower_order_final, the same numbers. Converges at order + 1. Wants a grid in log-SNR: with few steps
     `by_time` leaves a last step too long for its order.
     """
-    if kind not in ("bh1", "bh2"):
-        raise InvalidArgumentError(f"kind must be 'bh1' or 'bh2', got {kind!r}")
+    check_known("kind", kind, ("bh1", "bh2"))
     pair = "flat" if kind == "bh1" else "midpoint"
     return Multistep(order=_order("unipc", order, 5), frame=DATA, correct=True, pair=pair)
 

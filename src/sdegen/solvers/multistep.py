@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, strict_keywords
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_known, strict_keywords
 from sdegen.grids import Grid, by_snr, natural
 from sdegen.level import Level
 from sdegen.processes.sde import SDE, check_eta
@@ -77,8 +77,7 @@ class Multistep(Exponential, Table):
             raise InvalidArgumentError(
                 f"correct must be True, False, or nodes from 2 to order + 1 = {self.order + 1}, got {self.correct}"
             )
-        if self.pair not in ("exact", "midpoint", "flat"):
-            raise InvalidArgumentError(f"pair must be 'exact', 'midpoint' or 'flat', got {self.pair!r}")
+        check_known("pair", self.pair, ("exact", "midpoint", "flat"))
         if self.even and self.frame.variable is not None:
             raise InvalidArgumentError("even=True counts nodes in steps; leave the frame's variable out")
         if not callable(self.eta):

@@ -247,7 +247,7 @@ def _by_gauss(a: Eta, frame: Frame, now: Level, next: Level, at: Tensor, inner: 
     if inner is not None:
         kernel = kernel * inner.gain(lams) * torch.exp(inner.integral(lams) - inner.integral(end))
     elif not is_zero(a):
-        a = a[..., None] if isinstance(a, Tensor) and a.ndim else a
+        a = a[..., None] if torch.is_tensor(a) and a.ndim else a
         kernel = kernel * torch.exp(a * (frame.tau(end) - frame.tau(lams)))
     here = _coordinate(frame, lams)
     integrals, basis = [], kernel

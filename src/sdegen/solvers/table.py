@@ -18,7 +18,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, ScoreError
 from sdegen.level import Level, points
 from sdegen.noise import NoiseSource
-from sdegen.scores.model import Want
+from sdegen.scores.model import ScoreModel, Want
 from sdegen.solvers.base import Reverse, Solver, Step, draw, given
 from sdegen.solvers.eta import EachStep, StepEta
 from sdegen.solvers.frame import Frame
@@ -255,10 +255,9 @@ class Ask(NamedTuple):
         return combine((self.on_x, x), (self.on_raw, raw))
 
 
-def raw(model: Any, x: Tensor, level: Level) -> Tensor:
+def raw(model: ScoreModel, x: Tensor, level: Level) -> Tensor:
     """The network's own output, where its prediction is folded into the step."""
-    answer: Tensor = model.raw(x, level)
-    return answer
+    return model.raw(x, level)
 
 
 def folded(leg: Leg) -> Leg:
