@@ -86,8 +86,10 @@ def strict_keywords(target: Callable[P, R]) -> Callable[P, R]:
 def check_positive(**values: Any) -> None:
     """Raises InvalidArgumentError unless all values, given by their names, are numbers, positive and finite."""
     for name, value in values.items():
-        with contextlib.suppress(TypeError):
-            if 0 < value < float("inf"):
+        with contextlib.suppress(
+            TypeError, ValueError, RuntimeError
+        ):  # of what compares with no number, or has several
+            if type(value) is not bool and 0 < value < float("inf"):
                 continue
         raise InvalidArgumentError(f"{name} must be positive and finite, got {value!r}")
 

@@ -334,8 +334,7 @@ class ScoreModel(Model):
 def warn_if_training(net: torch.nn.Module | None) -> None:
     """One warning for a network in training mode: dropout and batch norm would make the samples noisy and coupled."""
     # the wrapper of a compiled module keeps its own flag, which torch 2.4 does not set
-    parts = [] if net is None else [part for part in net.modules() if "_orig_mod" not in part._modules]
-    active = [part for part in parts if part.training]
+    active = [] if net is None else [m for m in net.modules() if m.training and "_orig_mod" not in m._modules]
     if active:
         warn_caller(
             f"the network {type(active[0]).__name__} is in training mode, so dropout and batch norm are active; "
