@@ -5,6 +5,7 @@ import itertools
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from cases import crossed, mostly_slow
@@ -539,6 +540,9 @@ def test_observers_see_all_samples_and_may_stop():
         ({"tol": 0.0}, "must be > 0"),
         ({"rtol": 0.0, "atol": 0.0}, "must be > 0"),
         ({"tol": -1e-3}, "finite number >= 0"),
+        ({"tol": True}, "finite number >= 0"),
+        ({"tol": torch.ones(2)}, "finite number >= 0"),
+        ({"max_step": torch.ones(2)}, "max_step must be positive"),
         ({"tol": math.nan}, "finite number >= 0"),
         ({"tol": math.inf}, "finite number >= 0"),
         ({"rtol": math.nan}, "finite number >= 0"),
@@ -553,6 +557,12 @@ def test_observers_see_all_samples_and_may_stop():
 def test_controllers_reject_invalid_options(options, words):
     with pytest.raises(sd.InvalidArgumentError, match=words):
         sd.PI(**options)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.array(0.5), torch.tensor(0.5), np.int64(1)], ids=repr)
+def test_a_tolerance_may_be_a_number_of_numpy_or_torch(number):
+    assert sd.PI(tol=number) == sd.PI(tol=float(number))
+    assert hash(sd.PI(tol=number)) == hash(sd.PI(tol=float(number)))
 
 
 def test_a_tolerance_below_rounding_is_raised_with_a_warning():

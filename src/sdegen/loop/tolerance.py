@@ -23,7 +23,7 @@ from sdegen.processes.process import check_levels
 from sdegen.processes.sde import SDE
 from sdegen.solvers.base import Solver
 from sdegen.solvers.frames import TIME
-from sdegen.tensors import check_whole
+from sdegen.tensors import check_whole, has_dtype
 
 
 @strict_keywords
@@ -72,6 +72,9 @@ class PI(Control):
     def __post_init__(self) -> None:
         for name in ("tol", "rtol", "atol"):
             value = vars(self)[name]
+            if has_dtype(value) and value.ndim == 0:  # a number of numpy's or torch's
+                value = value.item()
+                object.__setattr__(self, name, value)
             number = isinstance(value, int | float) and type(value) is not bool
             if value is not None and not (number and 0 <= value < math.inf):
                 raise InvalidArgumentError(f"{name} must be a finite number >= 0 (tol > 0), got {value!r}")
