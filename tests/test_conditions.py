@@ -198,3 +198,31 @@ def test_a_map_of_models_knows_which_samples_it_has():
 def test_a_single_value_is_one_for_all(value):
     model = sd.ScoreModel(sd.VP(), lambda x, t, value: 0.5 * x, "noise", value=value)
     assert torch.equal(sd.sample(model, (3, 2), nfe=3, seed=0), sd.sample(model, (3, 2), nfe=3, seed=0, batch_size=2))
+
+
+class Held:
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+
+class Kept:
+    def __init__(self, value):
+        self.value = value
+
+
+@pytest.mark.parametrize("kind", [Held, Kept])
+def test_an_object_that_holds_tensors_is_ambiguous(kind):
+    """Its rows went whole to every batch."""
+    with pytest.raises(sd.InvalidTypeError, match=r"a dict of them .* sd\.shared"):
+        sd.ScoreModel(P, lambda x, t, c: x, "noise", c=kind(torch.ones(N, 2)))
+    with pytest.raises(sd.InvalidTypeError, match=r"a dict of them .* sd\.shared"):
+        sd.ScoreModel(P, lambda x, t, c: x, "noise", c={"inner": kind(torch.ones(N, 2))})
+    for whole in (kind(3), sd.shared(kind(torch.ones(N, 2))), kind(torch.tensor(1.0))):
+        sd.sample(sd.ScoreModel(P, lambda x, t, c: x, "noise", c=whole), (N, 2), nfe=3, batch_size=4)
+
+
+def test_an_iterator_serves_one_call():
+    with pytest.raises(sd.InvalidTypeError, match="make a list"):
+        sd.ScoreModel(P, lambda x, t, c: x, "noise", c=(k for k in range(N)))

@@ -142,14 +142,22 @@ def test_drifts_start_inside(end):
         sd.solve(flow, x, [1.0, 0.5], sd.RungeKutta(sd.tableaus.RK4, sd.TIME))
 
 
-@pytest.mark.parametrize("make", [sd.euler_maruyama, sd.stochastic_heun, sd.milstein])
+IN_TIME = [sd.euler_maruyama, sd.stochastic_heun, sd.milstein]
+IN_TIME += [lambda: sd.RungeKutta(sd.tableaus.RK4, sd.TIME), lambda: sd.Multistep(2, sd.TIME)]
+
+
+@pytest.mark.parametrize("make", IN_TIME)
 @pytest.mark.parametrize("steps", [20, 100])
 def test_steps_in_time_start_where_alpha_has_a_finite_rate(make, steps):
     """alpha = sqrt(1 - t^2): Euler-Maruyama's first step from alpha = 1e-3 made states of 500 standard deviations."""
     steep = sd.Process.from_functions(lambda t: (1 - t * t).clamp(min=0).sqrt(), lambda t: t, t_min=1e-3, t_max=1.0)
-    for model in (DATA.score(steep), steep.reverse(DATA.score(steep))):
+    noisy = make().stochastic
+    for model in (DATA.score(steep), steep.reverse(DATA.score(steep), 1.0 if noisy else 0.0)):
         x = sd.sample(model, (500, 2), steps=steps, solver=make(), seed=0)
         assert float((x.std(0) / DATA.sample(2000, seed=1).std(0)).max()) < (2.0 if steps == 20 else 1.3)
+    velocity = sd.ScoreModel(steep, lambda x, t: x, "velocity")
+    with pytest.raises(sd.InvalidArgumentError, match="if alpha has a finite rate there"):
+        sd.sample(velocity, (4, 2), steps=steps)  # infinite there, and the default would begin with it
 
 
 @pytest.mark.parametrize("make", [sd.default, lambda: sd.dpmpp(2), lambda: sd.dpmpp(3), lambda: sd.unipc(3)])

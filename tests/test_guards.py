@@ -598,3 +598,33 @@ def test_trajectories_take_a_drawn_path():
     assert len(sd.plots.trajectories(found).collections) == len(sd.plots.trajectories(found.path).collections)
     with pytest.raises(sd.InvalidArgumentError, match="path=True"):
         sd.plots.trajectories(sd.draw(MODEL, (20, 2), nfe=6))
+
+
+ETAS = [(-1.0, "eta must be in"), (1e6, "eta must be in"), (float("nan"), "eta must be in"), ("much", "a number")]
+
+
+@pytest.mark.parametrize(("value", "words"), [*ETAS, *((torch.tensor(v), words) for v, words in ETAS[:3])])
+def test_an_eta_of_ones_own_is_checked_before_the_first_evaluation(value, words):
+    model = sd.ScoreModel(P, lambda x, t: pytest.fail("called"), "noise")
+    solver = sd.Multistep(2, sd.DATA, eta=lambda now, next: value)
+    with pytest.raises((sd.InvalidArgumentError, sd.InvalidTypeError), match=words):
+        sd.sample(model, (3, 2), nfe=5, solver=solver)
+
+
+@pytest.mark.parametrize("noise", [torch.ones(4, 2), 0, "white", sd.White(sd.noise.seeds(0, 4))], ids=repr)
+@pytest.mark.parametrize("solver", [sd.ddpm(), sd.ddim()], ids=["noisy", "plain"])
+def test_what_makes_no_noise_is_refused_before_the_first_evaluation(noise, solver):
+    model = sd.ScoreModel(P, lambda x, t: pytest.fail("called"), "noise")
+    with pytest.raises(sd.InvalidTypeError, match=r"noise must be a function .* such as sd\.White"):
+        sd.sample(model, (4, 2), nfe=5, solver=solver, noise=noise)
+
+
+@pytest.mark.parametrize("noise", [torch.ones(4, 2), 0, "white"], ids=repr)
+def test_what_is_no_source_is_refused(noise):
+    words = r"noise must be a source, such as sd\.White\(seeds\)"
+    with pytest.raises(sd.InvalidTypeError, match=words):
+        sd.solve(NOISE, torch.ones(4, 2), GRID, sd.ddpm(), noise=noise)
+    with pytest.raises(sd.InvalidTypeError, match=words):
+        sd.sample(NOISE, (4, 2), solver=sd.ddpm(), noise=lambda seeds: noise)
+    with pytest.raises(sd.InvalidTypeError, match=words):
+        sd.forward(P, torch.ones(4, 2), [0.1, 0.5], noise=noise)

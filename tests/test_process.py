@@ -286,3 +286,53 @@ def test_classes_with_checked_keywords_stay_dataclasses():
         dataclasses.replace(process, tmax=1.0)
     with pytest.raises(sd.InvalidTypeError, match=r"CLD\(\) got an unknown keyword 'A'"):
         sd.CLD(A=[[1.0]])  # which LinearSDE, its base, does take
+
+
+BETAS = torch.linspace(1e-4, 0.02, 100, dtype=F64)
+
+
+def looked_up(t):
+    return (1 - BETAS).cumprod(0)[(t * 99).round().long()]
+
+
+@pytest.mark.parametrize(
+    ("alpha", "sigma", "words"),
+    [
+        (lambda t: looked_up(t).sqrt(), lambda t: (1 - looked_up(t)).sqrt(), "DiscreteVP"),
+        (lambda t: 1 - t.detach(), lambda t: t, r"alpha\(t\) changes with t, and its derivative is 0"),
+        (lambda t: 1 - 0.9 * t, lambda t: 0.1 + t.detach(), r"sigma\(t\) changes with t, and its derivative is 0"),
+        (lambda t: 1 - t, lambda t: t - 2, r"sigma\(0.001\) = -1.999"),
+    ],
+)
+def test_functions_that_say_nothing_of_their_rates_are_refused(alpha, sigma, words):
+    """Their drift would be 0: Euler-Maruyama returned its noise as samples."""
+    with pytest.raises(sd.InvalidArgumentError, match=words):
+        sd.Process.from_functions(alpha, sigma)
+
+
+def test_a_constant_scale_has_the_rate_0():
+    sd.Process.from_functions(torch.ones_like, lambda t: t)
+
+
+def test_indices_are_no_times():
+    process = sd.DiscreteVP()
+    with pytest.raises(sd.InvalidArgumentError, match=r"whole numbers up to 999.*\(i \+ 1\)/T"):
+        process.level(torch.tensor([0, 500, 999]))
+    assert float(sd.Flow().level(torch.tensor(1)).t) == 1.0
+    assert torch.equal(sd.EDM().level(torch.tensor([1, 80])).sigma, torch.tensor([1.0, 80.0], dtype=F64))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, int, "long", torch.complex64])
+def test_a_dtype_of_times_is_one_that_holds_them(dtype):
+    with pytest.raises(sd.InvalidTypeError, match=r"time_dtype must be torch\.long or a floating"):
+        sd.ScoreModel(sd.DiscreteVP(), lambda x, t: x, "noise", time_dtype=dtype)
+
+
+@pytest.mark.parametrize("process", [sd.VP(), sd.DiscreteVP(), sd.Flow(), sd.EDM()], ids=repr)
+def test_whole_times_need_indices(process):
+    with pytest.raises(sd.InvalidArgumentError, match="index_time"):
+        sd.ScoreModel(process, lambda x, t: x, "noise", time_dtype=torch.long)
+    indices = sd.model.index_time(process.steps or 100)
+    sd.ScoreModel(process, lambda x, t: x, "noise", time_dtype=torch.long, time=indices)
+    own = sd.Process.from_functions(lambda t: 1 - t / 1001, lambda t: (t + 1) / 1001, t_min=0.0, t_max=1000.0)
+    sd.ScoreModel(own, lambda x, t: x, "noise", time_dtype=torch.long)

@@ -274,3 +274,13 @@ def test_what_is_no_prediction_names_all():
         with pytest.raises(sd.InvalidArgumentError, match="'velocity'") as caught:
             sd.ScoreModel(P, by_name, wrong)
         assert "did you mean" not in str(caught.value)
+
+
+def test_a_wrapper_says_nothing_of_a_network_in_eval_mode(recwarn):
+    net = torch.nn.DataParallel(torch.nn.Linear(2, 2).eval())
+    model = sd.ScoreModel(sd.VP(), lambda x, t: net(x), "noise")
+    sd.sample(model, (3, 2), nfe=3, seed=0)
+    assert not recwarn
+    net.train()
+    with pytest.warns(UserWarning, match="training mode"):
+        sd.sample(model, (3, 2), nfe=3, seed=0)

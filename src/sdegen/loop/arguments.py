@@ -11,7 +11,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level, is_end
 from sdegen.loop.dense import check_dense
-from sdegen.noise import Brownian
+from sdegen.noise import Brownian, White
 from sdegen.processes.diffusions import check_diffusion
 from sdegen.processes.process import check_process
 from sdegen.processes.sde import SDE, ReverseSDE
@@ -90,10 +90,15 @@ def check_ends(model: Any, solver: Solver, first: Level, last: Level) -> None:
         if not (no_signal or no_noise):
             continue
         data, noise = model.says(level)
+        if no_signal and not data and not model.answers:
+            raise InvalidArgumentError(
+                f"alpha is 0 at t={float(level.t):g}, where the drift is a difference of infinities: begin below "
+                f"{float(level.t):g}, or solve the ScoreModel itself"
+            )
         if no_signal and not data and (here or not solver.data_end):
             raise InvalidArgumentError(
                 f"alpha is 0 at t={float(level.t):g}, where noise or a score says nothing of the data: predict 'data', "
-                f"'v' or 'velocity', or choose t_max below {float(level.t):g}"
+                f"'v' or, if alpha has a finite rate there, 'velocity', or choose t_max below {float(level.t):g}"
             )
         if no_signal and here and not solver.noise_end:
             raise InvalidArgumentError(
@@ -121,6 +126,8 @@ def _check_noise_shape(sde: SDE, x: Tensor) -> None:
 
 def check_noise(control: Any, solver: Any, noise: Any, count: int) -> None:
     """Raises unless there is a noise source of `count` seeds where one is needed, for adaptive steps a path."""
+    if noise is not None:
+        check_type(noise, Callable, "noise must be a source, such as sd.White(seeds)")
     adaptive = control.adaptive
     if not (solver.stochastic or control.draws):
         return
@@ -141,6 +148,15 @@ def check_noise(control: Any, solver: Any, noise: Any, count: int) -> None:
     if isinstance(noise, type) or known != count:
         got = repr(noise) if known == count else f"{known} seeds"
         raise InvalidArgumentError(f"noise must be a source with one seed per row of x, {count}; got {got}")
+
+
+def check_maker(noise: Any) -> None:
+    """Raises InvalidTypeError unless the noise of a sampling call makes a source from seeds."""
+    if not callable(noise) or type(noise) in (White, Brownian):
+        raise InvalidTypeError(
+            "noise must be a function that makes a source from a batch's seeds, such as sd.White or "
+            f"lambda seeds: sd.Brownian(seeds, process); got {type(noise).__name__}"
+        )
 
 
 def _check_direction(model: Any, control: Any, solver: Any) -> None:

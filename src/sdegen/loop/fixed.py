@@ -180,7 +180,7 @@ def _rules(model: Any, x: Tensor, controller: Any, control: Any, solver: Solver,
     cheap = x.device.type == "cpu" and readable(x)
     watch = not torch.compiler.is_compiling() and not x.is_inference()
     width = widen(x[:0]).dtype
-    source = noise or _silent
+    source = _silent if noise is None else noise
     return Rules(model.process, model, solver, source, controller, levels, parts, cheap=cheap, watch=watch, dtype=width)
 
 

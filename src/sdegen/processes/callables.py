@@ -55,10 +55,14 @@ def _parts(value: Any) -> list[Any]:
             return list(value.values())
         case list() | tuple() | set() | frozenset():
             return list(value)
-    # what an object holds, in its dict or in slots, and how it is called
+    return attributes(value) + ([type(value).__call__] if callable(value) else [])
+
+
+def attributes(value: Any) -> list[Any]:
+    """What an object holds, in its dict or in slots."""
     inside = [name for kind in type(value).__mro__ for name in slots(kind)]
     held, *rest = (getattr(value, name, None) for name in ("__dict__", *inside))
-    return [*(held or {}).values(), *rest, *([type(value).__call__] if callable(value) else [])]
+    return [*(held or {}).values(), *rest]
 
 
 def _bound(value: Any) -> list[Any]:

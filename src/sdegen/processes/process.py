@@ -7,8 +7,9 @@ r"""Linear-Gaussian processes: two functions give `x_t = alpha(t) data + sigma(t
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,12 @@ class Process(SDE):
         """The noise scale at t."""
 
     def level(self, t: Tensor | float) -> Level:
-        """The level at time t `[]` or `[B]`."""
+        """The level at time t `[]` or `[B]`, in `[t_min, t_max]`; index i of T training steps is the time `(i + 1)/T`.
+
+        Raises InvalidArgumentError for whole numbers beyond the span: indices are no times.
+        """
+        if type(t) is Tensor and not t.is_floating_point():
+            _check_times(self, t)
         t = as_time(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
         if type(alpha) is not Tensor or type(sigma) is not Tensor:
@@ -244,7 +250,32 @@ def check_process(process: Any) -> None:
                 )
         level = process.level(t)
     if readable(level.alpha) and readable(level.sigma):
+        with contextlib.suppress(RuntimeError):  # of a function that forward-mode differentiation cannot trace
+            _check_rates(process, t, own)
+        for name, value in own.items():
+            negative = value.expand_as(t) < 0
+            if bool(negative.any()):
+                raise _unfit(process, name, t, value.expand_as(t), negative)
         check_levels(process, level)
+
+
+def _check_rates(process: Any, t: Tensor, values: Mapping[str, Tensor]) -> None:
+    """Raises InvalidArgumentError where a function changes with t and has no rate: a look-up, or detached."""
+    for (name, value), rate in zip(values.items(), process.rates(t)):
+        if bool((value != value.flatten()[:1]).any()) and not bool(rate.any()):
+            raise InvalidArgumentError(
+                f"{name}(t) changes with t, and its derivative is 0: it looks values up in a table, rounds t, or is "
+                "detached; interpolate, or for a table of betas use sd.DiscreteVP(betas)"
+            )
+
+
+def _check_times(process: Process, t: Tensor) -> None:
+    """Raises InvalidArgumentError unless whole numbers, if they can be read, are times of the process."""
+    if readable(t) and bool(((t < process.t_min) | (t > process.t_max)).any()):
+        raise InvalidArgumentError(
+            f"times of {process} are in [{process.t_min:g}, {process.t_max:g}], got whole numbers up to "
+            f"{int(t.max())}: index i of T training steps is the time (i + 1)/T"
+        )
 
 
 def check_levels(process: Process, level: Level) -> None:
@@ -252,11 +283,15 @@ def check_levels(process: Process, level: Level) -> None:
     for name, values in (("alpha", level.alpha), ("sigma", level.sigma)):
         bad = ~(values > _LEAST) | ~(values < 1 / _LEAST)
         if bool(bad.any()):
-            t = float(level.t[bad][0])
-            raise InvalidArgumentError(
-                f"{process} has {name}({t:g}) = {float(values[bad][0]):g}; it must be positive and finite (its square "
-                "too) on the levels used: choose t_min and t_max inside (the last denoising step is taken in one go)"
-            )
+            raise _unfit(process, name, level.t, values, bad)
     order = level.t.argsort()
     if bool((level.lam[order].diff() >= 0).any()):
         raise InvalidArgumentError(f"{process}: alpha(t)/sigma(t) must fall strictly as t grows; it does not")
+
+
+def _unfit(process: Process, name: str, t: Tensor, values: Tensor, bad: Tensor) -> InvalidArgumentError:
+    """The error for values `[n]` of alpha or sigma of which some are bad."""
+    return InvalidArgumentError(
+        f"{process} has {name}({float(t[bad][0]):g}) = {float(values[bad][0]):g}; it must be positive and finite (its "
+        "square too) on the levels used: choose t_min and t_max inside (the last denoising step is taken in one go)"
+    )

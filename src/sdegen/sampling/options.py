@@ -12,7 +12,6 @@ import torch
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.grids import by_time, check_steps
-from sdegen.level import Level
 from sdegen.loop.arguments import check_numbers
 from sdegen.loop.control import Fixed
 from sdegen.loop.tolerance import PI
@@ -146,20 +145,22 @@ def closed(model: Any, solver: Solver, start: float | None, end: float | None) -
     """Where to start and stop on a span whose ends lack signal or noise: inside, where the solver takes no such end."""
     process = model.process
     no_signal, no_noise = process.open_ends
-    if no_signal and start is None and not (solver.noise_end and model.answers):
-        start = float(_first(process, solver).t)
+    if no_signal and start is None:
+        steep = _is_steep(process, solver)
+        if steep or not (solver.noise_end and model.answers):
+            near = process.edges[0]
+            start = float(process.at(torch.full_like(near, math.log(_FARTHER)) if steep else near).t)
     if no_noise and end is None and not solver.data_end and not model.says(process.level(process.t_min))[1]:
         end = float(process.at(process.edges[1]).t)
     return start, end
 
 
-def _first(process: Any, solver: Solver) -> Level:
-    """Next to an end without signal: farther from it for steps in t where alpha leaves 0 with an infinite rate."""
-    near: Level = process.at(process.edges[0])
-    in_time = solver.clock_frame is None or solver.clock_frame.timed
-    if in_time and abs(float(process.rates(near.t)[0])) * (process.t_max - process.t_min) > _STEEP:
-        near = process.at(torch.full_like(near.lam, math.log(_FARTHER)))
-    return near
+def _is_steep(process: Any, solver: Solver) -> bool:
+    """Whether a solver takes steps in t where alpha leaves 0 with an infinite rate."""
+    if solver.clock_frame is not None and not solver.clock_frame.timed:
+        return False
+    rate = float(process.rates(process.at(process.edges[0]).t)[0])
+    return abs(rate * float(process.t_max - process.t_min)) > _STEEP
 
 
 def _called(grid: Callable[..., Any], process: Any, n: int, bounds: dict[str, float]) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, strict_keywords, unknown_keywords
 from sdegen.grids import Grid, check_steps
-from sdegen.loop.arguments import check_ends, check_model, check_numbers, check_solver
+from sdegen.loop.arguments import check_ends, check_maker, check_model, check_numbers, check_solver
 from sdegen.loop.control import Fixed
 from sdegen.loop.fixed import solve
 from sdegen.loop.progress import watched
@@ -96,6 +96,8 @@ def draw(
         n, event = check_shape(shape)
         check_model(model)
         check_numbers(start=start, end=end)
+        if noise is not None:
+            check_maker(noise)
         adaptive = tol is not None and (solver is None or solver.own_steps is None)
         if solver is None:
             solver = own(model, adaptive)
@@ -122,7 +124,7 @@ def draw(
         if adaptive:
             control = control.bind(solver, model.process, dtype)
             check_ends(model, solver, control.first, control.last)
-            noise = noise or path_noise(model.process, solver)
+            noise = path_noise(model.process, solver) if noise is None else noise
         first = control.first if adaptive else model.process.level(control.times[0])
         if x is None and law is None:
             check_start(model.process, first)
@@ -138,7 +140,7 @@ def draw(
             first,
             None if x is None else x.to(device, dtype),
             law,
-            (noise or noises.White) if needed else None,
+            (noises.White if noise is None else noise) if needed else None,
             n if batch_size is None else check_steps(batch_size, "batch_size"),
         )
         shown = progress if progress is not None else (None if watched() else False)
@@ -347,7 +349,7 @@ def forward(
             x,
             known,
             solver,
-            noise=noise or noises.White(seeds),
+            noise=noises.White(seeds) if noise is None else noise,
             observe=lambda progress: progress.x.clone(),
         )
     except Exception as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.processes.callables import attributes
 from sdegen.tensors import readable
 
 _ADVICE = "write sd.shared(value) for what is one for all samples"
@@ -310,4 +311,11 @@ def _sorted(value: Any) -> _Part:
             kind = fields or (type(value) if isinstance(value, list | tuple) else list)
             structure = _Parts({k: _sorted(part) for k, part in enumerate(value)}, functools.partial(_listed, kind))
             return structure if fields else _Sequence(_Each(tuple(value), kind), structure)
+        case Iterator():
+            raise InvalidTypeError(f"a condition is used at every call, and a {type(value).__name__} once: make a list")
+    if any(torch.is_tensor(part) and part.ndim for part in attributes(value)):
+        raise InvalidTypeError(
+            f"a condition is a {type(value).__name__} that holds tensors: give a dict of them where they are one for "
+            f"each sample; {_ADVICE}"
+        )
     return _Whole(value, counted=isinstance(value, Sized))

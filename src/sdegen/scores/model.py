@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -221,6 +222,7 @@ class ScoreModel(Model):
         self.time: TimeMap = time or (log_sigma_time if predicts == "edm" else level_time)
         if isinstance(self.time, index_time):
             self.time = self.time.on(process)
+        _check_time_dtype(time_dtype, time, process)
         self._module, self._timeless = module, predicts == "energy" and takes_one(net, condition)
         self.sigma_data = sigma_data
         self.cast, self.time_dtype = cast, time_dtype
@@ -264,8 +266,9 @@ class ScoreModel(Model):
         """Whether the network's own output has the data, and the noise, in it; one that has x's part alone has not."""
         if not self.linear:
             return True, True
-        p, q = self.pair(level)
-        return abs(float(p)) > 1e-6, abs(float(q)) > 1e-6
+        p, q = (abs(float(part)) for part in self.pair(level))
+        known = p + q < math.inf  # a velocity is infinite where alpha leaves 0 with an infinite rate
+        return known and p > 1e-6, known and q > 1e-6
 
     def raw(self, x: Tensor, level: Level) -> Tensor:
         """The network's own output at x `[B, *S]` (for 'energy' the score), checked."""
@@ -331,10 +334,31 @@ class ScoreModel(Model):
         return net
 
 
+def _check_time_dtype(dtype: Any, time: TimeMap | None, process: Process) -> None:
+    """Raises InvalidTypeError for what is no dtype of times, InvalidArgumentError where rounded t says nothing."""
+    if dtype is None:
+        return
+    whole = (torch.int16, torch.int32, torch.int64)
+    if dtype not in whole and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InvalidTypeError(f"time_dtype must be torch.long or a floating torch.dtype, got {dtype!r}")
+    indices = float(process.t_min).is_integer() and float(process.t_max).is_integer() and process.t_max > 1
+    if dtype in whole and time is None and not indices:
+        raise InvalidArgumentError(
+            f"time_dtype={dtype} rounds t, which is in [{process.t_min:g}, {process.t_max:g}]: for a network trained "
+            "on indices give time=sd.model.index_time(T) with it, T its number of training steps"
+        )
+
+
+def _wraps_one_that_is_not(module: torch.nn.Module) -> bool:
+    """Whether a module in training mode wraps a single one in eval mode: its own flag is no one's choice."""
+    parts = list(module.children())
+    return len(parts) == 1 and not parts[0].training
+
+
 def warn_if_training(net: torch.nn.Module | None) -> None:
     """One warning for a network in training mode: dropout and batch norm would make the samples noisy and coupled."""
     # the wrapper of a compiled module keeps its own flag, which torch 2.4 does not set
-    active = [] if net is None else [m for m in net.modules() if m.training and "_orig_mod" not in m._modules]
+    active = [] if net is None else [m for m in net.modules() if m.training and not _wraps_one_that_is_not(m)]
     if active:
         warn_caller(
             f"the network {type(active[0]).__name__} is in training mode, so dropout and batch norm are active; "

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from sdegen.errors import InvalidArgumentError, check_positive, strict_keywords
 from sdegen.level import Level, points
 from sdegen.processes.sde import check_eta
+from sdegen.tensors import readable
 
 Eta = float | Tensor
 EtaFunction = Callable[[Level, Level], Tensor]
@@ -53,7 +55,12 @@ class EachStep(StepEta):
     eta: EtaFunction
 
     def __call__(self, now: Level, next: Level) -> Tensor:
-        values = [self.eta(*step) for step in zip(points(now), points(next))]
+        values: list[Any] = [self.eta(*step) for step in zip(points(now), points(next))]
+        for value in values:
+            if not torch.is_tensor(value):
+                check_eta(value)
+            elif value.ndim == 0 and readable(value):
+                check_eta(float(value))
         return torch.stack([torch.as_tensor(value, dtype=now.t.dtype, device=now.t.device) for value in values])
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from sdegen.level import ENDLESS, Level, placed
 from sdegen.solvers.eta import Eta, EtaFunction, LevelEta, eta_of_step, is_zero
 from sdegen.solvers.frame import Frame
+from sdegen.tensors import readable
 
 FAR = 1e20
 NEAREST = 0.02
@@ -130,7 +131,8 @@ def weights(
     or the others are far: 'exact' by its integral; 'midpoint' by its value in the middle of the step times I_0; 'flat'
     by its value at now times I_0 and, without the kernel, its slope times h^2/2. All agree to h^3.
     """
-    at = apart(at, frame.coordinate(next) - frame.coordinate(now))
+    if at.shape[-1] > 1:
+        at = apart(at, frame.coordinate(next) - frame.coordinate(now))
     integrals = _integrals(frame, eta, now, next, at, pair)
     nodes, last = _weights(integrals, at)
     decay, scale = _outside(frame, eta, now, next)
@@ -185,7 +187,7 @@ def _integrals(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at
     h = frame.clock(next) - start
     if frame.variable is None and inner is None:
         integrals = torch.stack(_newton(_moments(a, h, at.shape[-1]), at - start[..., None]), -1)
-        if frame.endless and at.shape[-1] > 1:
+        if at.shape[-1] > 1 and _may_be_open(frame, now, next):
             integrals = torch.where(_open(now, next)[..., None], _within_reach(a, frame, now, next, at), integrals)
         middle = start + h / 2
     else:
@@ -196,7 +198,7 @@ def _integrals(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at
         first = size * (begin - at[..., 0]) + (size if pair == "midpoint" else h) * (middle - begin)
         if at.shape[-1] > 2:
             first = torch.where(at[..., 2].abs() >= FAR / 2, first, integrals[..., 1])
-        if frame.endless:
+        if _may_be_open(frame, now, next):
             first = torch.where(_open(now, next), integrals[..., 1], first)
         integrals = torch.cat([integrals[..., :1], first[..., None], integrals[..., 2:]], -1)
     return integrals
@@ -205,6 +207,14 @@ def _integrals(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at
 def _open(now: Level, next: Level) -> Tensor:
     """Whether steps begin or end where there is no noise."""
     return torch.maximum(now.lam, next.lam) > ENDLESS
+
+
+def _may_be_open(frame: Frame, now: Level, next: Level) -> bool:
+    """Whether one of the steps may be open: not in a frame that ends there, nor where the host sees that none is."""
+    if not frame.endless:
+        return False
+    there = now.lam.device.type == "cpu" and readable(now.lam) and readable(next.lam)
+    return not there or bool(_open(now, next).any())
 
 
 def _within_reach(a: Eta, frame: Frame, now: Level, next: Level, at: Tensor) -> Tensor:
