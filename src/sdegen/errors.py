@@ -10,12 +10,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-P = ParamSpec("P")
-R = TypeVar("R")
+C = TypeVar("C", bound=Callable[..., Any])
 
 
 class SdegenError(Exception):
@@ -61,7 +60,7 @@ def check_known(what: str, value: object, allowed: Iterable[str], *, optional: b
         raise InvalidArgumentError(f"unknown {what} {value!r}: {hint(str(value), names, 'it must be one of')}")
 
 
-def strict_keywords(target: Callable[P, R]) -> Callable[P, R]:
+def strict_keywords(target: C) -> C:
     """A function or a class, which answers an unknown keyword with a TypeError that names the closest known one.
 
     A class keeps its signature and its type: only `__init__` is wrapped, so it stands above `@dataclass`.
@@ -78,7 +77,7 @@ def strict_keywords(target: Callable[P, R]) -> Callable[P, R]:
         return call
 
     if not isinstance(target, type):
-        return strict(target)
+        return strict(target)  # type: ignore[return-value]
     target.__init__ = strict(target.__init__)  # type: ignore[misc]
     return target
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeAlias
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ from sdegen.tensors import as_time, check_state, check_type
 
 P = ParamSpec("P")
 _LOG = logging.getLogger("sdegen")
+Times: TypeAlias = Grid | Callable[[Any, int], Fixed] | Tensor | Sequence[float]
+"""A grid, as `sd.grids.karras`, one with steps of its own, as a `Restart`, or times `[n + 1]`."""
 _EDIT = (1, 0, 0, 0)  # words that no time and no prior has: noise of its own for `edit`
 
 
@@ -62,7 +64,7 @@ def draw(
     nfe: int | None = None,
     steps: int | None = None,
     solver: Solver | None = None,
-    grid: Grid | Tensor | Sequence[float] | None = None,
+    grid: Times | None = None,
     tol: float | PI | None = None,
     x: Tensor | None = None,
     start: float | None = None,
@@ -263,7 +265,7 @@ def encode(
     *,
     steps: int | None = None,
     solver: Solver | None = None,
-    grid: Grid | Tensor | Sequence[float] | None = None,
+    grid: Times | None = None,
     tol: float | PI | None = None,
     prior: Law | tuple[Any, Any] | None = None,
     progress: bool = False,
