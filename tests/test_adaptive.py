@@ -119,6 +119,8 @@ FAST = [(frame, ("adams", "tsit5")[i % 2], process) for i, (frame, process) in e
 )
 def test_in_every_frame_and_process(frame, name, process):
     make = {"adams": lambda frame: sd.solvers.Adams(frame=frame), "tsit5": sd.tsit5}[name]
+    if process.open_ends[0] and not frame.noise_end:  # which `solve` says, and `sample` starts inside
+        process = sd.Flow(t_max=0.999)
     model, x, exact = on_a_line(process)
     found = sd.solve(model, x, sd.PI(tol=1e-3), make(frame))
     assert float(error(found.x, exact).median()) < 1e-2
