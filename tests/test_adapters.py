@@ -600,6 +600,14 @@ def test_reverse_sdes_as_problems_of_torchsde(make):
     assert error(problem.shaped(other), ours) < 0.3
 
 
+@pytest.mark.parametrize("package", ["torchdiffeq", "torchsde"])
+def test_a_backend_with_steps_of_its_own_takes_no_number_of_evaluations(package):
+    pytest.importorskip(package)
+    solver = adapters.torchdiffeq("dopri5") if package == "torchdiffeq" else adapters.torchsde("euler", dt=0.01)
+    with pytest.raises(sd.InvalidArgumentError, match="chooses its number of evaluations itself: nfe does not go"):
+        sd.sample(mixture(sd.VP()), (3, 2), nfe=10, solver=solver)
+
+
 def test_forward_sdes_run_in_torchsde():
     """dx = -x dt + (1 + 0.5 sin x) dw through increasing times, beside Euler-Maruyama and Heun on the same path."""
     forward = stationary().sde.as_forward()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from cases import mostly_slow
@@ -173,12 +175,69 @@ def test_general_sdes_are_sampled_too():
         ({"grid": [0.1, 1.0, 0.5]}, "strictly monotone"),
         ({"model": lambda x, t: x}, "wrap a callable"),
         ({"progress": "yes", "observe": 3}, "observe must be"),
+        ({"sampler": sd.ddim()}, "did you mean 'solver'"),
+        ({"scheduler": sd.ddim()}, "did you mean 'solver'"),
+        ({"num_inference_steps": 5}, "did you mean 'steps' or 'nfe'"),
+        ({"bs": 5}, "did you mean 'batch_size'"),
+        ({"generator": None}, "did you mean 'seed'"),
+        ({"x_T": torch.ones(4, 2)}, "did you mean 'x'"),
+        ({"solver": sd.Restart()}, r"this is a grid: give it as grid="),
+        ({"solver": sd.grids.karras}, r"this is a grid: give it as grid="),
+        ({"solver": sd.PI(tol=0.1)}, r"chooses the steps: give it as tol="),
+        ({"nfe": 5, "denoise": None}, "denoise must be True or False, got None"),
+        ({"steps": 5, "denoise": "no"}, "denoise must be True or False, got 'no'"),
+        ({"start": torch.tensor([0.5, 0.6])}, "start must be a number"),
     ],
 )
 def test_mistakes_are_named(options, message):
     arguments = {"model": mixture(VP), "shape": (4, 2), **options}
     with pytest.raises(sd.SdegenError, match=message):
         sd.sample(arguments.pop("model"), arguments.pop("shape"), **arguments)
+
+
+@pytest.mark.parametrize("call", [sd.sample, sd.draw])
+@pytest.mark.parametrize(
+    ("args", "options", "words"),
+    [
+        ([(4, 2), sd.ddim()], {}, r"takes 2 arguments by place \(model, shape\), got 3; all else goes by name"),
+        ([], {"nfe": 5}, "missing a required argument: 'shape'"),
+        ([(4, 2)], {"shape": (4, 2)}, "multiple values for (keyword )?argument 'shape'"),
+    ],
+)
+def test_a_wrong_call_is_told_by_the_name_that_was_called(call, args, options, words):
+    with pytest.raises(TypeError) as caught:
+        call(mixture(VP), *args, **options)
+    assert str(caught.value).startswith(f"{call.__name__}()")
+    if call is sd.sample or len(args) > 1:
+        assert re.search(words, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("nfe", "options", "words"),
+    [
+        (1, {}, "Give nfe=2 or more, or denoise=False"),
+        (2, {"solver": sd.heun()}, "Give nfe=3 or more, or denoise=False"),
+        (1, {"solver": sd.heun()}, "Give nfe=3 or more"),
+        (1, {"solver": sd.heun(), "denoise": False}, "Give nfe=2 or more"),
+    ],
+)
+def test_too_few_evaluations_are_told_how_many_will_do(nfe, options, words):
+    with pytest.raises(sd.InvalidArgumentError) as caught:
+        sd.sample(mixture(VP), (4, 2), nfe=nfe, **options)
+    assert str(caught.value).endswith(words)
+    assert len(str(caught.value)) < 200
+    least = int(re.search(r"Give nfe=(\d+)", str(caught.value))[1])
+    assert sd.draw(mixture(VP), (4, 2), nfe=least, **options).nfe.tolist() == [least] * 4
+    if words.endswith("denoise=False"):
+        sd.sample(mixture(VP), (4, 2), nfe=nfe, **options, denoise=False)
+
+
+@pytest.mark.parametrize("call", [sd.sample, sd.draw])
+def test_what_failed_is_told_to_be_in_the_error(call):
+    model = sd.ScoreModel(VP, lambda x, t: x * float("nan"), "noise")
+    with pytest.raises(sd.SolveError, match="This error's `partial` holds all samples with their status") as caught:
+        call(model, (4, 2), nfe=5)
+    assert caught.value.partial.status.tolist() == [sd.Status.NONFINITE] * 4
 
 
 def test_failed_samples_raise_with_the_rest():

@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -47,10 +47,47 @@ def hint(name: str, allowed: Sequence[str], otherwise: str) -> str:
     return f"did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(allowed)}"
 
 
+_ELSEWHERE = {
+    "solver": "sampler scheduler method",
+    "steps": "num_steps num_inference_steps n_steps",
+    "nfe": "num_steps num_inference_steps n_steps",
+    "batch_size": "batch bs",
+    "seed": "generator",
+    "x": "latents x0 x_T init",
+}
+"""What other libraries call the options."""
+
+
 def unknown_keywords(function: str, got: Iterable[str], allowed: Iterable[str]) -> InvalidTypeError:
-    """The error for keywords that `function` does not take, with the closest name it does."""
-    name = sorted(got)[0]
-    return InvalidTypeError(f"{function}() got an unknown keyword {name!r}: {hint(name, sorted(allowed), 'it takes')}")
+    """The error for keywords that `function` does not take, with the one that is meant, or the closest it does."""
+    name, known = sorted(got)[0], sorted(allowed)
+    meant = [repr(own) for own, others in _ELSEWHERE.items() if own in known and name in others.split()]
+    advice = f"did you mean {' or '.join(meant)}?" if meant else hint(name, known, "it takes")
+    return InvalidTypeError(f"{function}() got an unknown keyword {name!r}: {advice}")
+
+
+def check_call(name: str, target: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """Raises InvalidTypeError unless `target` may be called so, under a name, and says how it may."""
+    signature = inspect.signature(target)
+    known = signature.parameters
+    if not options.keys() <= known.keys():
+        raise unknown_keywords(name, options.keys() - known.keys(), known)
+    places = _placed(signature)
+    if len(args) > len(places):
+        named = [f"{key}=" for key, p in known.items() if p.kind is p.KEYWORD_ONLY]
+        advice = f"; all else goes by name: {', '.join(named[:3])}, ..." if named else ""
+        raise InvalidTypeError(
+            f"{name}() takes {len(places)} arguments by place ({', '.join(places)}), got {len(args)}{advice}"
+        )
+    try:
+        signature.bind(*args, **options)
+    except TypeError as error:
+        raise InvalidTypeError(f"{name}(): {error}; it takes {', '.join(places)}") from None
+
+
+def _placed(signature: inspect.Signature) -> list[str]:
+    """The arguments that may be given by their place."""
+    return [name for name, p in signature.parameters.items() if p.kind <= p.POSITIONAL_OR_KEYWORD]
 
 
 def check_known(what: str, value: object, allowed: Iterable[str], *, optional: bool = False) -> None:
@@ -63,15 +100,19 @@ def check_known(what: str, value: object, allowed: Iterable[str], *, optional: b
 def strict_keywords(target: C) -> C:
     """A function or a class, which answers an unknown keyword with a TypeError that names the closest known one.
 
+    Too many arguments by place are told which go by name.
     A class keeps its signature and its type: only `__init__` is wrapped, so it stands above `@dataclass`.
     """
-    known = set(inspect.signature(target).parameters)
+    signature = inspect.signature(target)
+    known, own = set(signature.parameters), int(isinstance(target, type))
+    several = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    most = sys.maxsize if several else len(_placed(signature)) + own
 
     def strict(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if not kwargs.keys() <= known:
-                raise unknown_keywords(target.__name__, kwargs.keys() - known, known)
+            if len(args) > most or not kwargs.keys() <= known:
+                check_call(target.__name__, target, args[own:], kwargs)
             return function(*args, **kwargs)
 
         return call
@@ -91,6 +132,29 @@ def check_positive(**values: Any) -> None:
             if type(value) is not bool and 0 < value < float("inf"):
                 continue
         raise InvalidArgumentError(f"{name} must be positive and finite, got {value!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is one number: Python's own, or one of an array or a tensor."""
+    try:
+        return not isinstance(value, str | bytes) and float(value) is not None  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):  # of what is no number, or has several
+        return False
+
+
+def check_numbers(advice: str = "", **values: Any) -> None:
+    """Raises InvalidTypeError unless all values, given by their names, are numbers."""
+    for name, value in values.items():
+        if not is_number(value):
+            raise InvalidTypeError(f"{name} must be a number, got {brief(value)}{advice}")
+
+
+def brief(value: object, most: int = 60) -> str:
+    """What an error shows of a value: the beginning of its repr, of several numbers their shape."""
+    if isinstance(value, torch.Tensor) and value.ndim:
+        return f"a tensor {list(value.shape)} of {value.dtype}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def warn_caller(message: str) -> None:

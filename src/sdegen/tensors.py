@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreError, ScoreShapeError, ScoreTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreError, ScoreShapeError, ScoreTypeError, brief
 
 try:  # private names of torch, which may go: without them what torch.func and tracing wrap is taken for plain
     from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
@@ -81,8 +81,7 @@ def described(value: object) -> str:
 def check_type(value: object, kind: Any, must: str, advice: str = "") -> None:
     """Raises InvalidTypeError, `must` + ', got ...' + advice, unless the value is of a type or one of several."""
     if not isinstance(value, kind):
-        got = repr(value)
-        got = type(value).__name__ if kind is Tensor or "\n" in got else got
+        got = type(value).__name__ if kind is Tensor or "\n" in repr(value) else brief(value)
         raise InvalidTypeError(f"{must}, got {got}{advice}")
 
 

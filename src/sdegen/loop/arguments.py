@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief, is_number
 from sdegen.level import Level, is_end
+from sdegen.loop.control import Control
 from sdegen.loop.dense import check_dense
 from sdegen.noise import Brownian, White
 from sdegen.processes.diffusions import check_diffusion
@@ -34,22 +37,29 @@ def check_model(model: Any) -> None:
 def check_numbers(**values: Any) -> None:
     """Raises InvalidTypeError unless every value, given by its name, is a number or None."""
     for name, value in values.items():
-        try:
-            known = value is None or float(value) is not None
-        except (TypeError, ValueError):
-            known = False
-        if not known or type(value) is str:
-            raise InvalidTypeError(f"{name} must be a number, got {value!r}")
+        if value is not None and not is_number(value):
+            raise InvalidTypeError(f"{name} must be a number, got {brief(value)}")
 
 
 def check_solver(solver: Any, observe: Any) -> None:
     """Raises InvalidTypeError unless solver and observer are what `solve` and `sample` take."""
-    advice = "derive a class of your own from sd.OneStep or sd.Solver"
-    if callable(solver):
-        advice = f"a class, or a function as sd.dpmpp(2), makes one: {named(solver)}()"
-    check_type(solver, Solver, "solver must be a solver such as sd.ddim()", f"; {advice}")
+    if not isinstance(solver, Solver):
+        check_type(solver, Solver, "solver must be a solver such as sd.ddim()", f"; {_instead(solver)}")
     if observe is not None:
         check_type(observe, Callable, "observe must be a callable that takes a Progress")
+
+
+def _instead(solver: Any) -> str:
+    """Where to give what is no solver, or how to make one."""
+    if isinstance(solver, Control):
+        named_so = "tol=... of sample and draw" if solver.adaptive else "grid=... of sample and draw"
+        return f"this chooses the steps: give it as {named_so}, or as the control of solve"
+    if not callable(solver):
+        return "derive a class of your own from sd.OneStep or sd.Solver"
+    with contextlib.suppress(TypeError, ValueError):  # of what has no signature
+        if list(inspect.signature(solver).parameters)[:2] == ["process", "n"]:
+            return "this is a grid: give it as grid=..., beside a solver"
+    return f"a class, or a function as sd.dpmpp(2), makes one: {named(solver)}()"
 
 
 def check_solve(

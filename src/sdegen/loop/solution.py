@@ -104,7 +104,7 @@ class Solution(NamedTuple):
     states `[m + 1, B, *S]`, the first where it began, with `levels` (fields `[m + 1]`) and `previews` `[m, B, *S]`, the
     data that each step's last evaluation predicted (None on a `ReverseSDE`), and the `seed` that makes them again.
     error: of an adaptive solve, an estimate of the error at the end, relative as its tolerance is, `[B]`; dense: the
-    path at any time, where it was asked for.
+    path at any time, None unless asked for, `solve(..., dense=True)`.
     """
 
     x: Tensor
@@ -169,11 +169,11 @@ def ended(solution: Solution, on_failure: str) -> Solution:
     kinds = {int(solution.status[i]) for i in failed}
     what = " or ".join(text for kind, text in FAILED.items() if kind in kinds)
     wide = " (overflow is Inf too: float16 ends at 65504)" if solution.x.dtype == torch.float16 else ""
-    rest = "The others are finished, in this error's `partial`; " if len(failed) < count else ""
     raise SolveError(
         f"{len(failed)} of {count} samples {what}{wide} (rows {shown}); row {first} after "
-        f"{int(solution.accepted[first])} good steps, at t={float(solution.level.t[first]):.6g}. {rest}"
-        'solve(..., on_failure="return") returns all with their status',
+        f"{int(solution.accepted[first])} good steps, at t={float(solution.level.t[first]):.6g}. This "
+        "error's `partial` holds all samples with their status, those that did not fail finished; "
+        'sd.solve(..., on_failure="return") returns it',
         solution,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief
 from sdegen.grids import by_time, check_steps
 from sdegen.loop.arguments import check_numbers
 from sdegen.loop.control import Fixed
@@ -86,15 +86,21 @@ def steps_of(model: Any, solver: Solver, nfe: Any, steps: Any, denoise: bool) ->
     if solver.own_steps is not None:
         own_cost = solver.cost(solver.own_steps) + nfe - rest
         if solver.own_error is None or own_cost != nfe:
-            raise InvalidArgumentError(f"{solver!r} has steps of its own, of {own_cost} evaluations: leave nfe out")
+            raise InvalidArgumentError(
+                f"{brief(solver)} has steps of its own, of {own_cost} evaluations: leave nfe out"
+                if solver.own_error is not None
+                else f"{brief(solver)} chooses its number of evaluations itself: nfe does not go with it"
+            )
         return solver.own_steps
     most = rest
     while most and solver.cost(most) > rest:
         most -= 1
     if not most:
         raise InvalidArgumentError(
-            f"nfe={nfe} leaves no step: {solver} takes {solver.cost(1)} evaluations for one"
-            + (", and the last denoising takes one" if rest < nfe else "")
+            f"nfe={nfe} leaves no step: one of {brief(solver)} takes {solver.cost(1)}"
+            + (", and the last denoising 1" if rest < nfe else "")
+            + f". Give nfe={solver.cost(1) + nfe - rest} or more"
+            + (", or denoise=False" if rest < nfe and solver.cost(1) <= nfe else "")
         )
     return most
 

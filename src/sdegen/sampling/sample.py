@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.errors import InvalidArgumentError, strict_keywords, unknown_keywords
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief, check_call, strict_keywords
 from sdegen.grids import Grid, check_steps
 from sdegen.loop.arguments import check_ends, check_maker, check_model, check_numbers, check_solver
 from sdegen.loop.control import Fixed
@@ -100,6 +100,8 @@ def draw(
         check_numbers(start=start, end=end)
         if noise is not None:
             check_maker(noise)
+        if denoise not in (True, False):
+            raise InvalidTypeError(f"denoise must be True or False, got {brief(denoise)}")
         adaptive = tol is not None and (solver is None or solver.own_steps is None)
         if solver is None:
             solver = own(model, adaptive)
@@ -160,7 +162,7 @@ def draw(
 def _samples(solution: Callable[P, Solution]) -> Callable[P, Tensor]:
     """The same call, answering with the samples alone; the options are typed once."""
     signature = inspect.signature(solution)
-    known = signature.parameters.keys()
+    by_name = {p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
 
     @functools.wraps(solution)
     def sample(*args: P.args, **options: P.kwargs) -> Tensor:
@@ -170,8 +172,8 @@ def _samples(solution: Callable[P, Solution]) -> Callable[P, Tensor]:
                     f"sample returns the samples alone, got {name}=True: draw(...) returns a Solution, with path=True "
                     "all states and previews too"
                 )
-        if not options.keys() <= known:
-            raise unknown_keywords("sample", options.keys() - known, known)
+        if len(args) != 2 or not options.keys() <= by_name:
+            check_call("sample", solution, args, options)
         return solution(*args, **options).x
 
     sample.__name__ = sample.__qualname__ = "sample"
