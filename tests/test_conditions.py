@@ -158,6 +158,29 @@ def test_rows_of_unclear_conditions_are_refused():
         sd.ScoreModel(P, net, "noise", c=NUMBERS).rows(torch.tensor([6]))
 
 
+@pytest.mark.parametrize("index", [[0, 2], (0, 2), range(0, 4, 2), np.array([0, 2]), torch.tensor([0, 2]).int()])
+def test_rows_may_be_listed(index):
+    model = sd.ScoreModel(P, net, "noise", c=NUMBERS, names=list("abcdef"))
+    for some in (model, sd.guidance.map_data(model, lambda data, x, level: data), P.reverse(model)):
+        found = some.rows(index)
+        found = found.score if isinstance(found, sd.ReverseSDE) else found
+        assert torch.equal(found.condition["c"], NUMBERS[[0, 2]])
+        assert found.condition["names"] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    "index",
+    [3, None, slice(0, 2), "ab", [0.5], [True, False], np.array([0.5]), NUMBERS > 2, NUMBERS, torch.tensor(3)],
+    ids=str,
+)
+def test_rows_that_are_no_places_are_refused(index):
+    """A mask read as numbers would be the samples 0 and 1."""
+    bare, model = (sd.ScoreModel(P, net, "noise", **given) for given in ({}, {"c": NUMBERS}))
+    for some in (bare, model, sd.guidance.map_data(model, lambda data, x, level: data), P.reverse(model)):
+        with pytest.raises(sd.InvalidTypeError, match=r"int64 tensor \[b\] of the samples' places, or a list"):
+            some.rows(index)
+
+
 def test_an_edit_has_options_of_its_own_samples():
     """An inpainting mask per sample: known pixels stay theirs in every batch."""
     mask = torch.arange(N * 2).reshape(N, 2) % 3 == 0

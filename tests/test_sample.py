@@ -187,6 +187,8 @@ def test_general_sdes_are_sampled_too():
         ({"nfe": 5, "denoise": None}, "denoise must be True or False, got None"),
         ({"steps": 5, "denoise": "no"}, "denoise must be True or False, got 'no'"),
         ({"start": torch.tensor([0.5, 0.6])}, "start must be a number"),
+        ({"dtype": torch.float8_e4m3fn}, "torch.bfloat16, torch.float32 or torch.float64, got torch.float8_e4m3fn"),
+        ({"dtype": torch.int64}, "dtype must be a floating torch.dtype, torch.float16"),
     ],
 )
 def test_mistakes_are_named(options, message):

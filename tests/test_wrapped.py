@@ -215,6 +215,39 @@ def test_maps_of_models_pickle(make):
     assert torch.equal(*(sd.sample(m, (3, 2), nfe=3, seed=0) for m in (model, again)))
 
 
+class Quantized(torch.nn.Module):
+    def __init__(self, *rest):
+        super().__init__()
+        self.first = torch.nn.Parameter(torch.ones(2).to(torch.float8_e4m3fn), requires_grad=False)
+        for k, dtype in enumerate(rest):
+            self.register_parameter(f"p{k}", torch.nn.Parameter(torch.ones(2, dtype=dtype)))
+
+    def forward(self, x, t):
+        return x * self.first.to(x.dtype)
+
+
+@pytest.mark.parametrize("rest", [(), (torch.float32,), (torch.float64,), (torch.bfloat16, torch.float32)], ids=str)
+def test_states_have_a_dtype_that_they_can(rest):
+    """Not that of weights kept in fewer bits, which the network converts."""
+    model = sd.ScoreModel(P, Quantized(*rest).eval(), "velocity")
+    assert sd.sample(model, (2, 2), nfe=3).dtype == (rest or (torch.float32,))[0]
+    with pytest.raises(sd.InvalidTypeError, match=r"x must be of a floating dtype, torch\.float16"):
+        sd.solve(model, torch.ones(2, 2).to(torch.float8_e4m3fn), [1.0, 0.5], sd.ddim())
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize(
+    "time",
+    [lambda level: torch.stack([level.t, level.lam], -1), lambda level: torch.ones(4), lambda level: torch.ones(0)],
+)
+def test_a_time_of_several_numbers_is_told(time, n):
+    """Also where there happen to be as many samples."""
+    model = sd.ScoreModel(P, lambda x, t: pytest.fail("called"), "velocity", time=time)
+    for options in ({"nfe": 3}, {"tol": 0.1}):
+        with pytest.raises(sd.InvalidArgumentError, match=r"time\(level\) must return a tensor like level\.t"):
+            sd.sample(model, (n, 2), **options)
+
+
 class Energy(torch.nn.Module):
     def forward(self, x):
         return x.square().sum(1) / 2

@@ -26,6 +26,9 @@ except ImportError:
 
 T = TypeVar("T")
 _HALF = (torch.float16, torch.bfloat16)
+STATES = (*_HALF, torch.float32, torch.float64)
+"""The dtypes that states may have."""
+STATE_NAMES = "torch.float16, torch.bfloat16, torch.float32 or torch.float64"
 _HOST = torch.device("cpu")
 WITHOUT_FLOAT64 = ["mps", "meta"]
 """The types of devices that have no float64: levels and noise are made on the host there."""
@@ -291,12 +294,12 @@ def check_floating(x: Any) -> None:
     check_type(x, Tensor, "x must be a torch.Tensor of a floating dtype")
     if x.layout != torch.strided:
         raise InvalidTypeError(f"x must be dense, got {x.layout}; convert it, x.to_dense()")
-    if not x.is_floating_point():
+    if x.dtype not in STATES:
         advice = "convert it, x.float()"
         if x.is_complex():
             advice = "sample its real and imaginary parts, torch.view_as_real(x) [B, *S, 2]"
             advice += "; torch.view_as_complex takes them back"
-        raise InvalidTypeError(f"x must be of a floating dtype, got {x.dtype}; {advice}")
+        raise InvalidTypeError(f"x must be of a floating dtype, {STATE_NAMES}, got {x.dtype}; {advice}")
 
 
 def check_state(x: Any) -> None:

@@ -253,7 +253,7 @@ class ReverseSDE:
             return self._predictor.device
         return self.score.device if isinstance(self.score, ExactScore) else None
 
-    def rows(self, index: Tensor) -> ReverseSDE:
+    def rows(self, index: Tensor | Sequence[int]) -> ReverseSDE:
         """The same for the samples `index` `[b]` of the model's per-sample conditions."""
         return self if self._predictor is None else replace(self, score=self._predictor.rows(index))
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief
 from sdegen.processes.callables import attributes
 from sdegen.tensors import readable
 
@@ -43,6 +43,22 @@ def shared(value: Any) -> Shared:
         The value, marked.
     """
     return Shared(value)
+
+
+def as_index(index: Any) -> Tensor:
+    """The places of some samples `[b]`, of a tensor or a list. Raises InvalidTypeError unless they are whole numbers.
+
+    A mask has to be made places first: read as numbers, it would be the samples 0 and 1.
+    """
+    if isinstance(index, Sequence) and all(type(k) is int for k in index):
+        return torch.tensor(list(index), dtype=torch.int64, device="cpu")
+    found = torch.from_numpy(index) if isinstance(index, np.ndarray) and index.dtype.kind == "i" else index
+    if not torch.is_tensor(found) or found.ndim != 1 or found.dtype not in (torch.int64, torch.int32):
+        raise InvalidTypeError(
+            f"rows takes an int64 tensor [b] of the samples' places, or a list of them; got {brief(index)}. One sample "
+            "is [3], those of a mask are mask.nonzero().flatten()"
+        )
+    return found.long()
 
 
 class Conditions(dict[str, "_Part"]):

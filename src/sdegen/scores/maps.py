@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdegen.level import Level
 from sdegen.processes.process import Process
+from sdegen.scores.conditions import as_index
 from sdegen.scores.model import Model
 from sdegen.scores.plane import Want, convert, plane
 from sdegen.tensors import combine
@@ -54,8 +55,9 @@ class ModelMap(Model):
         counts = [super().row_count, *(model.row_count for model in self.models)]
         return next((count for count in counts if count is not None), None)
 
-    def rows(self, index: Tensor) -> Self:
+    def rows(self, index: Tensor | Sequence[int]) -> Self:
         """The same map of the models for the samples `index` `[b]`, which its `index` keeps."""
+        index = as_index(index)
         part = copy.copy(super().rows(index))
         part.models = tuple(model.rows(index) for model in self.models)
         part.index = index if self.index is None else self.index[index.to(self.index.device)]

@@ -6,7 +6,7 @@ import copy
 import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -17,9 +17,9 @@ from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_positive
 from sdegen.level import Level, check_level
 from sdegen.processes.callables import module_behind, picklable, takes_one
 from sdegen.processes.process import Process
-from sdegen.scores.conditions import Conditions
+from sdegen.scores.conditions import Conditions, as_index
 from sdegen.scores.plane import Want, convert, plane
-from sdegen.tensors import batch_time, call_score, check_type, combine, named
+from sdegen.tensors import STATE_NAMES, STATES, batch_time, call_score, check_type, combine, named
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -142,8 +142,10 @@ class Model(ABC):
         """How many samples its conditions are for; None where any number will do."""
         return self._conditions.count
 
-    def rows(self, index: Tensor) -> Self:
+    def rows(self, index: Tensor | Sequence[int]) -> Self:
         """The same model for the samples `index` `[b]` of its per-sample conditions."""
+        if type(index) is not Tensor or index.dtype != torch.int64 or index.ndim != 1:
+            index = as_index(index)
         return self._under(self._conditions.rows(index)) if self._conditions else self
 
     def sized(self, n: int) -> Self:
@@ -273,8 +275,8 @@ class ScoreModel(Model):
     def raw(self, x: Tensor, level: Level) -> Tensor:
         """The network's own output at x `[B, *S]` (for 'energy' the score), checked."""
         value = self.time(level)
-        if type(value) is not Tensor:
-            check_type(value, Tensor, "time(level) must return a tensor like level.t")
+        if type(value) is not Tensor or (value.ndim and value.shape != level.t.shape):
+            _check_time(value, level)
         time = batch_time(value, x, self.time_dtype)
         condition = self._conditions.given(x.shape[0]) if self._conditions else {}
         if self.predicts == "energy":
@@ -355,6 +357,16 @@ def _wraps_one_that_is_not(module: torch.nn.Module) -> bool:
     return len(parts) == 1 and not parts[0].training
 
 
+def _check_time(value: Any, level: Level) -> None:
+    """Raises unless `time` made one number for each time of the level, or one for all."""
+    check_type(value, Tensor, "time(level) must return a tensor like level.t")
+    if value.numel() != 1 and value.shape != level.t.shape:
+        raise InvalidArgumentError(
+            f"time(level) must return a tensor like level.t, of shape {list(level.t.shape)}, got {list(value.shape)}: "
+            "a network gets one number for each sample as its time"
+        )
+
+
 def warn_if_training(net: torch.nn.Module | None) -> None:
     """One warning for a network in training mode: dropout and batch norm would make the samples noisy and coupled."""
     # the wrapper of a compiled module keeps its own flag, which torch 2.4 does not set
@@ -373,11 +385,11 @@ def place(
 
     home: where, if there is no network.
     """
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InvalidTypeError(f"dtype must be a floating torch.dtype such as torch.float32, got {dtype!r}")
-    weights = [] if net is None else [p for p in net.parameters() if p.is_floating_point()][:1]
-    if weights:
-        own_dtype, own_device = weights[0].dtype, weights[0].device
-    else:
-        own_dtype, own_device = torch.float32, home or torch.device("cpu")
+    if dtype is not None and dtype not in STATES:
+        raise InvalidTypeError(f"dtype must be a floating torch.dtype, {STATE_NAMES}, got {dtype!r}")
+    weights = [] if net is None else [p for p in net.parameters() if p.is_floating_point()]
+    own_dtype, own_device = torch.float32, home or torch.device("cpu")
+    if weights:  # those of fewer bits, as float8, are converted by the network itself
+        own_dtype = next((p.dtype for p in weights if p.dtype in STATES), own_dtype)
+        own_device = weights[0].device
     return dtype or own_dtype, own_device if device is None else torch.device(device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from sdegen.errors import ScoreTypeError
+from sdegen.tensors import STATES
 from sdegen.testing.guards import global_state, nobody_could
 from sdegen.testing.report import Measure, holds
 
@@ -52,7 +53,7 @@ def twins(value: Any) -> tuple[list[Any], list[Measure]]:
 def working_dtype(model: Any, x: Tensor, first: torch.dtype = F64) -> torch.dtype:
     """That of the network's weights; where a function hides them, the first in which the model can be called on x."""
     net: torch.nn.Module | None = model.module
-    weights = [] if net is None else [p.dtype for p in net.parameters() if p.is_floating_point()]
+    weights = [] if net is None else [p.dtype for p in net.parameters() if p.dtype in STATES]
     if weights:
         return weights[0]
     level = model.process.level((model.process.t_min + model.process.t_max) / 2)
