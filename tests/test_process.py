@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from problems import F64, PROCESSES, gaussian, mixture
@@ -117,6 +118,49 @@ def test_rejects_functions_that_are_no_process(alpha, sigma, message):
 def test_impossible_settings_are_errors(make):
     with pytest.raises(sd.SdegenError):
         make()
+
+
+NO_NUMBERS = {
+    "'a'": "a",
+    "None": None,
+    r"a tensor \[2\]": torch.tensor([0.1, 0.2]),
+    r"\[1\.0, 2\.0\]": [1.0, 2.0],
+    r"array\(": np.array([0.1, 0.2]),
+}
+NUMBERED = {
+    "VP.beta_min": sd.VP,
+    "SubVP.beta_max": sd.SubVP,
+    "VE.sigma_min": sd.VE,
+    "EDM.sigma_max": sd.EDM,
+    "Cosine.s": sd.Cosine,
+    "Flow.t_max": sd.Flow,
+    "CLD.mass": sd.CLD,
+    "CLD.beta": sd.CLD,
+    "OU.rate": sd.OU,
+    "OU.t_max": sd.OU,
+    "SDE.t_min": lambda **span: sd.SDE.from_functions(lambda x, t: x, lambda x, t: t, **span),
+    "Process.t_max": lambda **span: sd.Process.from_functions(lambda t: 1 - t, lambda t: t, **span),
+    "pc.snr": sd.pc,
+    "Langevin.snr": sd.Langevin,
+}
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+@pytest.mark.parametrize("got", NO_NUMBERS)
+def test_what_is_no_number_is_told(name, got):
+    option = name.partition(".")[2]
+    with pytest.raises(sd.InvalidTypeError, match=f"^{option} must be a number.*got {got}"):
+        NUMBERED[name](**{option: NO_NUMBERS[got]})
+
+
+def test_betas_are_told_where_to_go():
+    with pytest.raises(sd.InvalidTypeError, match=r"sd\.DiscreteVP\(betas\)"):
+        sd.VP(torch.linspace(1e-4, 0.02, 1000))
+    for betas in ("x", [None]):
+        with pytest.raises(sd.InvalidTypeError, match="betas must be"):
+            sd.DiscreteVP(betas)
+    with pytest.raises(sd.InvalidArgumentError, match=r"Got \[0\]"):
+        sd.DiscreteVP([])
 
 
 def test_forward_is_per_sample_and_needs_increasing_times():

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_numbers
 
 
 class Level(NamedTuple):
@@ -55,5 +55,6 @@ def check_level(level: object) -> None:
 
 
 def check_span(t_min: float, t_max: float) -> None:
+    check_numbers(t_min=t_min, t_max=t_max)
     if not -float("inf") < t_min < t_max < float("inf"):
         raise InvalidArgumentError(f"the span needs finite t_min < t_max, got t_min={t_min}, t_max={t_max}")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.errors import InvalidArgumentError, check_positive, strict_keywords
+from sdegen.errors import InvalidArgumentError, check_numbers, check_positive, strict_keywords
 from sdegen.level import Level, check_span
 from sdegen.processes.sde import SDE
 from sdegen.tensors import as_time, check_type, like, numbers, readable
@@ -72,6 +72,8 @@ class LinearSDE(SDE):
 
     def __post_init__(self) -> None:
         check_span(self.t_min, self.t_max)
+        if not callable(self.beta):
+            check_numbers(" or a function of t", beta=self.beta)
         A, B = numbers("A", self.A), numbers("B", self.B)
         if A.ndim != 2 or A.shape[0] != A.shape[1] or B.ndim != 2 or len(B) != len(A) or not A.numel() * B.numel():
             raise InvalidArgumentError(
@@ -220,6 +222,7 @@ class CLD(LinearSDE):
     gamma: float = 0.04
 
     def __post_init__(self) -> None:
+        check_numbers(mass=self.mass)
         friction = 2 * math.sqrt(max(self.mass, 0.0)) if self.friction is None else self.friction
         check_positive(mass=self.mass, friction=friction, gamma=self.gamma)
         object.__setattr__(self, "A", [[0.0, 1 / self.mass], [-1.0, -friction / self.mass]])
@@ -242,6 +245,7 @@ def OU(
     data_cov: Any = None,
 ) -> LinearSDE:
     """The Ornstein-Uhlenbeck process `dx = -rate x dt + noise dw`, on samples of any shape; the rest as `LinearSDE`."""
+    check_numbers(rate=rate, noise=noise)
     return LinearSDE([[-float(rate)]], [[float(noise)]], beta, t_min, t_max, data_cov)
 
 

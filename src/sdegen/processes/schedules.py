@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, strict_keywords
+from sdegen.errors import InvalidArgumentError, check_numbers, strict_keywords
 from sdegen.processes.process import Process
-from sdegen.tensors import as_time, length, softplus
+from sdegen.tensors import as_time, length, softplus, tensor
+
+_BETAS = "; betas [T] of discrete steps are sd.DiscreteVP(betas)"
 
 
 def _check_range(name: str, low: float, high: float, top: float = math.inf) -> None:
@@ -57,6 +60,7 @@ class _LinearBeta(_ByLogAlpha):
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
+        check_numbers(_BETAS, beta_min=self.beta_min, beta_max=self.beta_max, t_min=self.t_min, t_max=self.t_max)
         _check_range("beta", self.beta_min, self.beta_max)
         _check_range("the span of t", self.t_min, self.t_max)
 
@@ -115,6 +119,7 @@ class VE(Process):
     t_max = 1.0
 
     def __post_init__(self) -> None:
+        check_numbers(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         _check_range("sigma", self.sigma_min, self.sigma_max)
 
     @property
@@ -147,6 +152,7 @@ class EDM(Process):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
+        check_numbers(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         _check_range("sigma", self.sigma_min, self.sigma_max)
 
     @property
@@ -184,6 +190,7 @@ class Cosine(_ByLogAlpha):
     t_max: float = 0.9946
 
     def __post_init__(self) -> None:
+        check_numbers(s=self.s, t_min=self.t_min, t_max=self.t_max)
         _check_range("the span of t", self.t_min, self.t_max, 1.0)
         if not 0.0 <= self.s < 1.0:
             raise InvalidArgumentError(f"the offset s must be in [0, 1), got {self.s}")
@@ -220,6 +227,7 @@ class Flow(Process):
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
+        check_numbers(t_min=self.t_min, t_max=self.t_max)
         if not 0.0 <= self.t_min < self.t_max <= 1.0:
             raise InvalidArgumentError(f"the span of t needs 0 <= t_min < t_max <= 1, got {self.t_min}, {self.t_max}")
 
@@ -263,16 +271,16 @@ class DiscreteVP(_ByLogAlpha):
     lams: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        betas = (
-            torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64, device="cpu")
-            if self.betas is None
-            else as_time(self.betas)
-        )
+        given: Any = self.betas
+        if given is None:
+            given = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64, device="cpu")
+        tensor("betas", given)  # refuses what is none; gradients flow from the betas themselves
+        betas = as_time(given)
         if betas.ndim != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
             raise InvalidArgumentError(
                 "betas must be one dimension of at least two numbers in (0, 1) (DiscreteVP() has a thousand); where "
                 "the last one is 1 (zero terminal SNR) there is no signal left: set it below 1, as 0.9999. Got "
-                f"{list(betas.shape)} from {float(betas.min()):g} to {float(betas.max()):g}"
+                f"{list(betas.shape)}" + (f" from {betas.min():g} to {betas.max():g}" if betas.numel() else "")
             )
         if float(betas[0]) > max(0.5, float(betas[-1])):
             raise InvalidArgumentError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, check_positive, strict_keywords
+from sdegen.errors import InvalidArgumentError, check_numbers, check_positive, strict_keywords
 from sdegen.grids import Grid, check_steps, natural
 from sdegen.level import Level
 from sdegen.noise import NoiseSource
@@ -41,6 +41,7 @@ class Langevin(OneStep):
     def __post_init__(self) -> None:
         if self.length is not None and not callable(self.length):
             check_positive(length=self.length)
+        check_numbers(snr=self.snr)
         if not 0 < self.snr < 1:
             raise InvalidArgumentError(f"snr must be in (0, 1), got {self.snr}: at 1 the step does not contract noise")
         check_steps(self.steps)
