@@ -215,6 +215,60 @@ def test_maps_of_models_pickle(make):
     assert torch.equal(*(sd.sample(m, (3, 2), nfe=3, seed=0) for m in (model, again)))
 
 
+def moved_by(sde):
+    score = sd.ScoreModel(sde, lambda x, t: x * 0.5, "noise") if sde.gaussian else lambda x, t: -x
+    return torch.stack([sde.drift(X, T), sde.reverse(score).drift(X, T)])
+
+
+class Slotted(sd.Process):
+    __slots__ = ("shift",)
+
+    def __init__(self, shift):
+        self.shift = shift
+        self.curve = lambda t: t + shift
+
+    def alpha(self, t):
+        return torch.ones_like(t)
+
+    def sigma(self, t):
+        return self.curve(t) + self.shift
+
+
+X, T = torch.ones(3, 2), torch.tensor([0.2, 0.3, 0.4], dtype=torch.float64)
+FUNCTIONS = {
+    "process": lambda: sd.Process.from_functions(lambda t: 1 - 0.999 * t, lambda t: t),
+    "partial": lambda: sd.Process.from_functions(lambda t: 1 - t / 2, functools.partial(lambda k, t: k * t, 0.5)),
+    "SDE": lambda: sd.SDE.from_functions(lambda x, t: -x, lambda x, t: t, prior=lambda seeds, shape: X),
+    "linear": lambda: sd.OU(beta=lambda t: 1 + t),
+    "own": lambda: Slotted(0.5),
+    "VP": sd.VP,
+}
+
+
+@pytest.mark.parametrize("how", [lambda sde: pickle.loads(pickle.dumps(sde)), copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_processes_of_functions_pickle_and_are_copied(name, how):
+    pytest.importorskip("cloudpickle")
+    sde = FUNCTIONS[name]()
+    again = how(sde)
+    assert type(again) is type(sde)
+    assert torch.equal(moved_by(again), moved_by(sde))
+    reverse = sde.reverse(lambda x, t: -x)
+    assert torch.equal(how(reverse).drift(X, T), reverse.drift(X, T))
+    if name == "process":
+        model = sd.ScoreModel(sde, lambda x, t: x * 0.5, "noise")
+        assert torch.equal(*(sd.sample(m, (3, 2), nfe=3, seed=0) for m in (model, how(model))))
+
+
+def test_without_cloudpickle_a_process_of_lambdas_is_told_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    for sde in (FUNCTIONS["process"](), FUNCTIONS["SDE"](), FUNCTIONS["linear"]()):
+        copy.deepcopy(sde)
+        with pytest.raises(pickle.PicklingError, match="cloudpickle"):
+            pickle.dumps(sde)
+    assert pickle.loads(pickle.dumps(sd.VP(beta_max=4.0))) == sd.VP(beta_max=4.0)
+
+
 class Quantized(torch.nn.Module):
     def __init__(self, *rest):
         super().__init__()

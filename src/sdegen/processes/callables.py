@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import operator
@@ -9,12 +10,15 @@ import pickle
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sdegen.tensors import named
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def module_behind(function: Any) -> torch.nn.Module | None:
@@ -98,6 +102,37 @@ def takes_one(net: Callable[..., Any], condition: Iterable[str]) -> bool:
     if any(p.kind is p.VAR_POSITIONAL for p in known):
         return False
     return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in condition for p in known) < 2
+
+
+class Portable:
+    """What may hold lambdas and local functions, and is copied and pickled with them."""
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        _keep(twin, _held(self))
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self)] = twin = object.__new__(type(self))
+        _keep(twin, {name: copy.deepcopy(value, memo) for name, value in _held(self).items()})
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return picklable(_held(self))
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        _keep(self, state)
+
+
+def _held(thing: Any) -> dict[str, Any]:
+    """What an object holds, in its dict or in slots."""
+    inside = [name for kind in type(thing).__mro__ for name in slots(kind) if name not in ("__dict__", "__weakref__")]
+    return {**vars(thing), **{name: getattr(thing, name) for name in inside if hasattr(thing, name)}}
+
+
+def _keep(thing: Any, state: Mapping[str, Any]) -> None:
+    for name, value in state.items():
+        object.__setattr__(thing, name, value)  # frozen or not
 
 
 class _Local:

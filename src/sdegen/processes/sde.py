@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, SdegenError, hint
 from sdegen.level import Level, check_span, is_end
-from sdegen.processes.callables import module_behind
+from sdegen.processes.callables import Portable, module_behind
 from sdegen.processes.diffusions import check_diffusion, gram
 from sdegen.tensors import as_time, batch_time, call_score, check_type, expect_like, like, named, tensor, unedited
 
@@ -24,7 +24,7 @@ _MOST_NOISE = 1e4
 Field = Callable[[Tensor, Tensor], Tensor]
 
 
-class SDE(ABC):
+class SDE(Portable, ABC):
     """A forward SDE `dx = f(x, t) dt + g(x, t) dw` on `[t_min, t_max]`: data at `t_min`, noise at `t_max`.
 
     A subclass writes `drift`, `diffusion` and, to be sampled from, `prior`. `t` is `[]` or `[B]`; `from_functions`
@@ -211,7 +211,7 @@ class ExactScore(ABC):
 
 
 @dataclass(frozen=True)
-class ReverseSDE:
+class ReverseSDE(Portable):
     r"""The reverse family of an SDE under a score: every eta has the forward marginals (Song et al. 2021).
 
     `dx = [f - (1 + eta^2)/2 (div(g g^T) + g g^T score)] dt + eta g dw`, run from `t_max` down to `t_min`; `eta=1` is
