@@ -1034,6 +1034,8 @@ def broken():
 
 def nothing():
     return 3
+
+made, method, number = model(), solver(), 3
 """
 
 
@@ -1065,6 +1067,17 @@ def test_a_model_and_data_of_ones_own(mine, tmp_path, kind):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_model_and_a_solver_may_be_there_already(mine, tmp_path):
+    args = ["--model", f"{mine}:made", "--shape", "2", "--solvers", f"ddim,{mine}:method", "--nfe", "4"]
+    assert (
+        main(["bench", *args, "--metrics", "rmse", "--samples", "16", "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    )
+    with (tmp_path / "out" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["value"] for row in rows}) == 1 < len(rows)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_may_import_what_lies_beside_it_when_it_is_called(mine, tmp_path):
     (tmp_path / "beside.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 1\n"
@@ -1085,14 +1098,15 @@ def test_a_model_of_a_mixture_brings_its_law(mine, tmp_path):
     [
         ("broken", [], "no weights here"),
         ("trained", ["--shape", "2"], "training mode"),
-        ("nothing", [], "must return a sdegen.ScoreModel"),
+        ("nothing", [], "must be or return a sdegen.ScoreModel"),
+        ("number", [], "must be or return a sdegen.ScoreModel"),
         ("modle", [], "did you mean 'model'"),
         ("model", [], "give the shape of a sample"),
         ("model", ["--data", "none.npy"], "there is no file none.npy"),
         ("model", ["--shape", "2", "--metrics", "sw2"], "needs the target's samples"),
         ("model", ["--shape", "2,x"], "'x' is not a whole number"),
         ("linear", ["--shape", "3"], "failed on two samples [2, 3]"),
-        ("model", ["--shape", "2", "--solvers", "MINE:nothing"], "must return a solver"),
+        ("model", ["--shape", "2", "--solvers", "MINE:nothing"], "must be or return a solver"),
     ],
 )
 def test_a_model_of_ones_own_that_cannot_work(mine, function, more, words, tmp_path, capsys):

@@ -89,7 +89,7 @@ def own(args: argparse.Namespace) -> Problem:
     process = getattr(made, "process", None)
     if not isinstance(process, Process) or not callable(made):
         raise InvalidArgumentError(
-            f"{args.model} must return a sdegen.ScoreModel (or a sdegen.bench.Problem), got {type(made).__name__}"
+            f"{args.model} must be or return a sdegen.ScoreModel (or a sdegen.bench.Problem), got {type(made).__name__}"
         )
     law: GaussianMixture | None = made.mixture if isinstance(made, MixtureScore) and data is None else None
     shape = args.shape or (tuple(data.shape[1:]) if data is not None else law and tuple(law.means.shape[1:]))

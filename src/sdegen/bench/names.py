@@ -75,7 +75,7 @@ def _returned(own: Own) -> Solver:
     """The solver that a user's function returns."""
     made: Solver = own()
     if not hasattr(made, "evals") or not callable(getattr(made, "step", None)) or isinstance(made, type):
-        raise InvalidArgumentError(f"{own.text} must return a solver, such as sd.heun(), got {made!r}")
+        raise InvalidArgumentError(f"{own.text} must be or return a solver, such as sd.heun(), got {made!r}")
     return made
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from sdegen.bench.sources import closure, origin
 from sdegen.errors import InvalidArgumentError, SdegenError, hint
+from sdegen.scores.model import Model
 
 PREFIX = "sdegen_file"
 _COUNT = itertools.count()
@@ -47,7 +48,7 @@ class Own(NamedTuple):
 
 
 def loaded(text: str) -> Own:
-    """The function that `path.py:function` means.
+    """The function that `path.py:function` means, or one that returns what is a model or a solver itself.
 
     Args:
         text: The path of a file and a name in it. The file is read anew, and so is what it imports from its folder.
@@ -76,11 +77,12 @@ def loaded(text: str) -> Own:
     sys.modules[title] = module  # dataclasses of the file look themselves up there
     with _told(where, f"{where} could not be imported:"), _beside(path):
         spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
+    found = vars(module).get(name)
+    if found is None:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InvalidArgumentError(f"{where} has no function {name!r}: {hint(name, known, 'it has')}")
-    return Own(text, path, function)
+    made = isinstance(found, Model) or not callable(found)  # a model answers, and is not to be called for one
+    return Own(text, path, (lambda: found) if made else found)
 
 
 def exited(who: str, error: SystemExit) -> str:
