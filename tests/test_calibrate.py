@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+import pickle
 import sys
 
 import pytest
@@ -187,6 +189,23 @@ def test_a_plan_is_saved_bit_for_bit(tmp_path):
     unknown = Plan.of(sd.dpmpp(2), sd.VP(), 4)
     unknown.save(tmp_path / "other.safetensors")
     assert math.isnan(Plan.load(tmp_path / "other.safetensors").error)
+
+
+def test_plans_are_compared_by_value(tmp_path):
+    """NaN, of errors that were not estimated, is the same as NaN."""
+    for plan in (made("plane", 10), Plan.of(sd.dpmpp(2), sd.VP(), 4)):
+        plan.save(tmp_path / "plan")
+        for again in (Plan.load(tmp_path / "plan"), pickle.loads(pickle.dumps(plan))):
+            assert again == plan
+            assert len({again, plan}) == 1
+        for name in TENSORS:
+            changed = getattr(plan, name).clone()
+            changed[-1] = changed[-1] + 1 if not changed.is_floating_point() else changed[-1].nan_to_num() * 0.9 + 1e-3
+            assert dataclasses.replace(plan, **{name: changed}) != plan
+        assert dataclasses.replace(plan, spent=plan.spent + 1) != plan
+        assert dataclasses.replace(plan, scale=2.5) != plan
+    assert Plan.of(sd.dpmpp(2), sd.VP(), 4) != Plan.of(sd.dpmpp(2), sd.VP(), 5)
+    assert Plan.of(sd.dpmpp(2), sd.VP(), 4) != sd.dpmpp(2)
 
 
 def test_rejects_files_without_a_plan(tmp_path):

@@ -224,6 +224,19 @@ class Plan(Table):
             raise InvalidArgumentError(f"{path} is not a plan of this version: it must be written by Plan.save")
         return Plan(**tensors, **known)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return type(self) is type(other) and all(map(_alike, self._numbers(), other._numbers()))
+
+    def __hash__(self) -> int:
+        return hash((self.steps, self.spent, float(self.lams[0]), float(self.lams[-1])))
+
+    def _numbers(self) -> list[Tensor]:
+        """All that makes it."""
+        alone = torch.tensor([self.scale, self.spent], dtype=torch.float64, device="cpu")
+        return [*(vars(self)[name] for name in _TENSORS), alone]
+
     def __repr__(self) -> str:
         known = "not estimated" if math.isnan(self.error) else f"{self.error:.2g}"
         return (
@@ -241,6 +254,11 @@ class Plan(Table):
 
 
 _TENSORS = ("lams", "wants", "weights", "orders", "errors")
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are of one shape and have the same numbers; NaN is the same as NaN."""
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 class _Symbols(Model):
