@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import inspect
@@ -104,7 +103,7 @@ def strict_keywords(target: C) -> C:
     A class keeps its signature and its type: only `__init__` is wrapped, so it stands above `@dataclass`.
     """
     signature = inspect.signature(target)
-    known, own = set(signature.parameters), int(isinstance(target, type))
+    known, own = set(signature.parameters), int(inspect.isclass(target))
     several = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
     most = sys.maxsize if several else len(_placed(signature)) + own
 
@@ -117,27 +116,24 @@ def strict_keywords(target: C) -> C:
 
         return call
 
-    if not isinstance(target, type):
+    if not inspect.isclass(target):
         return strict(target)  # type: ignore[return-value]
-    target.__init__ = strict(target.__init__)  # type: ignore[misc]
+    target.__init__ = strict(target.__init__)  # type: ignore[method-assign]
     return target
 
 
 def check_positive(**values: Any) -> None:
     """Raises InvalidArgumentError unless all values, given by their names, are numbers, positive and finite."""
     for name, value in values.items():
-        with contextlib.suppress(
-            TypeError, ValueError, RuntimeError
-        ):  # of what compares with no number, or has several
-            if type(value) is not bool and 0 < value < float("inf"):
-                continue
+        if is_number(value) and type(value) is not bool and 0 < value < float("inf"):
+            continue
         raise InvalidArgumentError(f"{name} must be positive and finite, got {value!r}")
 
 
 def is_number(value: object) -> bool:
     """Whether a value is one number: Python's own, or one of an array or a tensor."""
     try:
-        return not isinstance(value, str | bytes) and float(value) is not None  # type: ignore[arg-type]
+        return type(value) not in (str, bytes) and float(value) is not None  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):  # of what is no number, or has several
         return False
 
@@ -151,7 +147,7 @@ def check_numbers(advice: str = "", **values: Any) -> None:
 
 def brief(value: object, most: int = 60) -> str:
     """What an error shows of a value: the beginning of its repr, of several numbers their shape."""
-    if isinstance(value, torch.Tensor) and value.ndim:
+    if torch.is_tensor(value) and value.ndim:
         return f"a tensor {list(value.shape)} of {value.dtype}"
     text = " ".join(repr(value).split())
     return text if len(text) <= most else f"{text[:most]}..."

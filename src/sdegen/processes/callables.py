@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -64,9 +65,19 @@ def _parts(value: Any) -> list[Any]:
 
 def attributes(value: Any) -> list[Any]:
     """What an object holds, in its dict or in slots."""
-    inside = [name for kind in type(value).__mro__ for name in slots(kind)]
-    held, *rest = (getattr(value, name, None) for name in ("__dict__", *inside))
-    return [*(held or {}).values(), *rest]
+    return list(held(value).values())
+
+
+def held(value: Any) -> dict[str, Any]:
+    """What an object holds by name, in its dict or in slots."""
+    inside = [name for kind in type(value).__mro__ for name in slots(kind) if name not in ("__dict__", "__weakref__")]
+    found: dict[str, Any] = {}
+    with contextlib.suppress(TypeError):  # of an object without a dict
+        found.update(vars(value))
+    for name in inside:
+        with contextlib.suppress(AttributeError):  # of a slot that holds nothing yet
+            found[name] = getattr(value, name)
+    return found
 
 
 def _bound(value: Any) -> list[Any]:
@@ -109,25 +120,19 @@ class Portable:
 
     def __copy__(self) -> Self:
         twin = object.__new__(type(self))
-        _keep(twin, _held(self))
+        _keep(twin, held(self))
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         memo[id(self)] = twin = object.__new__(type(self))
-        _keep(twin, {name: copy.deepcopy(value, memo) for name, value in _held(self).items()})
+        _keep(twin, {name: copy.deepcopy(value, memo) for name, value in held(self).items()})
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return picklable(_held(self))
+        return picklable(held(self))
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         _keep(self, state)
-
-
-def _held(thing: Any) -> dict[str, Any]:
-    """What an object holds, in its dict or in slots."""
-    inside = [name for kind in type(thing).__mro__ for name in slots(kind) if name not in ("__dict__", "__weakref__")]
-    return {**vars(thing), **{name: getattr(thing, name) for name in inside if hasattr(thing, name)}}
 
 
 def _keep(thing: Any, state: Mapping[str, Any]) -> None:

@@ -52,7 +52,7 @@ def as_index(index: Any) -> Tensor:
     """
     if isinstance(index, Sequence) and all(type(k) is int for k in index):
         return torch.tensor(list(index), dtype=torch.int64, device="cpu")
-    found = torch.from_numpy(index) if isinstance(index, np.ndarray) and index.dtype.kind == "i" else index
+    found = torch.from_numpy(index) if type(index) is np.ndarray and index.dtype.kind == "i" else index
     if not torch.is_tensor(found) or found.ndim != 1 or found.dtype not in (torch.int64, torch.int32):
         raise InvalidTypeError(
             f"rows takes an int64 tensor [b] of the samples' places, or a list of them; got {brief(index)}. One sample "

@@ -341,7 +341,7 @@ def _check_time_dtype(dtype: Any, time: TimeMap | None, process: Process) -> Non
     if dtype is None:
         return
     whole = (torch.int16, torch.int32, torch.int64)
-    if dtype not in whole and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype not in whole and not (type(dtype) is torch.dtype and dtype.is_floating_point):
         raise InvalidTypeError(f"time_dtype must be torch.long or a floating torch.dtype, got {dtype!r}")
     indices = float(process.t_min).is_integer() and float(process.t_max).is_integer() and process.t_max > 1
     if dtype in whole and time is None and not indices:
