@@ -143,7 +143,7 @@ class Bare(sd.Solver):
 # the algebra
 
 
-PROCESSES = [sd.VP(), sd.EDM(), sd.Flow()]
+PROCESSES = [sd.VP(), sd.EDM(), sd.Flow(t_max=0.999)]
 
 
 @pytest.mark.parametrize(
