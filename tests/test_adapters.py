@@ -373,7 +373,7 @@ def test_every_method_of_torchsde_is_tested_here():
     assert known == {options["method"] for options in METHODS.values()}
 
 
-@pytest.mark.parametrize("name", mostly_slow(LAW, ["euler", "srk"]))
+@pytest.mark.parametrize("name", mostly_slow(LAW, ["euler"]))
 def test_the_law_has_its_order(name):
     """Mean and variance on Gaussian data, without sampling: a wrong area, drift or increment would keep an error."""
     order, draws, evals = LAW[name]

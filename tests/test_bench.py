@@ -124,6 +124,7 @@ def test_values_are_the_metrics_of_the_samples(small):
         assert row["low"] <= row["value"] <= row["high"]
 
 
+@pytest.mark.slow
 def test_the_reference_is_tight():
     problem, _ = ring()
     goal = targets.target(problem, [targets.metric("rmse")], 32, 0, None)
@@ -161,6 +162,7 @@ def test_rows_without_such_a_column():
         bench.Rows().where(nfes=3)
 
 
+@pytest.mark.slow
 def test_no_solver_takes_more_than_its_budget():
     problem, _ = ring()
     for name in names._SOLVERS:
@@ -688,6 +690,7 @@ def test_an_error_is_one_function_whatever_the_prediction_and_the_batch():
     assert (wrong(x, rows, "data") - data).abs().max() < 1e-13
 
 
+@pytest.mark.slow
 def test_an_error_is_smooth():
     _model, x, at = states(200)
     off = bench.robustness.Disturbance()
@@ -1047,7 +1050,7 @@ def mine(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("kind", ["npy", "pt", "safetensors"])
+@pytest.mark.parametrize("kind", mostly_slow(["npy", "pt", "safetensors"], ["safetensors"]))
 def test_a_model_and_data_of_ones_own(mine, tmp_path, kind):
     data = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
     path = tmp_path / f"data.{kind}"

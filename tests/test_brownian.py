@@ -189,6 +189,7 @@ def test_twenty_thousand_queries_in_any_order_are_one_function():
         assert torch.equal(single(x[:1], GENERAL.level(times[k, 0]), GENERAL.level(times[k, 1])), whole[k : k + 1])
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_between_queries():
     path, x = Brownian(noises.seeds(5, 2), sd.VP()), torch.zeros(2, 3)
     levels = [sd.VP().level(t) for t in torch.linspace(0.01, 1.0, 100, dtype=F64)]

@@ -39,7 +39,7 @@ def expected(solver):
 
 
 # their order takes long; in the fast suite it is seen in sd.dpm_ancestral() and sd.stochastic_heun()
-LONG = () if FULL else (sd.dpmpp_ancestral(), sd.adaptive_heun())
+LONG = () if FULL else (sd.dpmpp_ancestral(), sd.adaptive_heun(), sd.stochastic_runge_kutta(), sd.solvers.Churn())
 
 
 @pytest.mark.parametrize("solver", METHODS, ids=repr)
@@ -54,8 +54,22 @@ def test_orders_that_take_long(solver):
     check_solver(solver, only=["weak_order"])
 
 
-# without their noise the classes of stochastic.py run the code that they run with it
-@pytest.mark.parametrize("solver", mostly_slow(OF_A_PATH, lambda solver: FULL or "eta=0.0" not in repr(solver)))
+# of the executor's paths and the loop's one each; without noise the classes of stochastic.py run what they run with it
+QUICK = (
+    sd.default(),
+    sd.ddim(),
+    sd.unipc(),
+    sd.dpmpp_sde(),
+    sd.pndm(),
+    sd.dpm(),
+    sd.ancestral(),
+    sd.heun(),
+    sd.adams(),
+)
+QUICK += (sd.adaptive_heun(), sd.euler_maruyama(), sd.stochastic_heun(), sd.pc(), sd.solvers.BatchCoupledLangevin())
+
+
+@pytest.mark.parametrize("solver", mostly_slow(OF_A_PATH, lambda solver: FULL or solver in QUICK))
 def test_code_paths(solver):
     check_solver(solver, only=sorted(PATHS), expected_failed=expected(solver), full=FULL)
 
@@ -64,11 +78,11 @@ def test_path_properties_are_properties_of_a_solver():
     assert SUITES["solver"].named(PATHS) == PATHS
 
 
-# two of each frame
-CORRECTED_OR_NOISY = [s for s in FRAMED if FULL or s.stochastic or "correct=True" in repr(s)]
+# one of each frame: noise and the order of the others is in the methods by name, and in the slow tests
+CORRECTED = [s for s in FRAMED if FULL or "correct=True" in repr(s)]
 
 
-@pytest.mark.parametrize("solver", mostly_slow(FRAMED, CORRECTED_OR_NOISY))
+@pytest.mark.parametrize("solver", mostly_slow(FRAMED, CORRECTED))
 def test_solvers_in_every_frame(solver):
     check_solver(solver, only=OF_FRAMED, full=FULL)
 
@@ -93,7 +107,7 @@ def test_processes(process):
 
 
 # the others are mixtures computed as these are
-SLOW = () if FULL else ("apart", "rings", "line", "normal", "points")
+SLOW = () if FULL else ("apart", "rings", "line", "normal", "points", "grid", "widths")
 
 
 @pytest.mark.parametrize("problem", mostly_slow(PROBLEMS, lambda name: name not in SLOW))
@@ -127,7 +141,7 @@ def test_general_sdes(check):
     check()
 
 
-@pytest.mark.parametrize("process", shipped.processes(), ids=repr)
+@pytest.mark.parametrize("process", mostly_slow(shipped.processes(), [sd.VP(), sd.VE(), sd.Flow(), sd.DiscreteVP()]))
 def test_processes_are_sdes_whose_marginals_are_known(process):
     from sdegen.testing import check_sde
 

@@ -92,6 +92,7 @@ def test_same_seed_same_numbers_and_no_global_generator(done, digits, tmp_path):
     assert other.rows[0].distance != first.rows[4].distance
 
 
+@pytest.mark.slow
 def test_deterministic_methods_fall_towards_the_floor(digits):
     report = demo.measure(digits, 0, 500, ["ddim", "dpmpp", "unipc", "default"], [5, 8, 30])
     for name in report.methods:

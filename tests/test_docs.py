@@ -100,7 +100,9 @@ def named(path: Path) -> str:
 WITH_CODE = [path for path in FILES if any(b.language in PYTHON for b in blocks(path.read_text()))]
 
 
-@pytest.mark.parametrize("path", mostly_slow(WITH_CODE, lambda path: path.name != "prove.md"))
+@pytest.mark.parametrize(
+    "path", mostly_slow(WITH_CODE, lambda path: path.name not in ("prove.md", "sdes.md", "bench.md"))
+)
 def test_blocks_run(path, tmp_path, monkeypatch):
     """Warnings are errors here as everywhere in the suite. A page is one test: its blocks go on from one another."""
     monkeypatch.chdir(tmp_path)

@@ -149,7 +149,7 @@ IN_LAM = {
     "dpm_ancestral": (sd.dpm_ancestral(), data_clock),
     "dpmpp_ancestral": (sd.dpmpp_ancestral(), data_clock),
 }
-FAST = ("euler_maruyama", "ddpm")
+FAST = ("euler_maruyama",)
 
 
 def even_in_lam(n, start=0.9, end=0.1):
@@ -187,6 +187,7 @@ def test_strong_orders_without_sampling(solver, clock):
     assert abs(slope(counts, errors) - 1.0) < 0.1, errors
 
 
+@pytest.mark.slow
 def test_white_noise_has_no_path():
     """What the Brownian path is for: with white noise the same seeds at other steps give other samples."""
     seeds, model = noises.seeds(0, 300), DATA.score(VP)

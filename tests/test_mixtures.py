@@ -650,7 +650,7 @@ def test_a_bad_row_touches_no_other(kind: str, bad: float) -> None:
 # ------------------------------------------------------------------------------------- the contract of a model
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", mostly_slow(FORMS, ["full", "low rank"]))
 def test_no_host_sync(kind: str) -> None:
     mixture, _ = build(kind)
     process = VP()

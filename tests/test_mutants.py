@@ -10,7 +10,7 @@ RAISING = {"TwoM: promotes the state", "Score: detached"}
 """Faults at which torch or the loop raises by itself: the check says so, instead of measuring."""
 
 
-HEAVY = ("Adams, noisy", "Singlestep, noisy", "by Ancestral", "StochasticHeun: ")
+HEAVY = ("by Adams", "Singlestep, noisy", "by Ancestral", "StochasticHeun: ", "second-order term twice")
 """Faults whose weak orders take seconds: they run with the slow tests."""
 
 

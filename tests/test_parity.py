@@ -97,6 +97,7 @@ def test_singlestep_on_grids_with_its_stages(steps):
     torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_dpmpp_sde_is_the_same_but_for_its_brownian_path():
     """k-diffusion's draws are increments in s, ours Ito integrals of the step: other correlations, both of order 2."""
     sampler = SAMPLERS["k-diffusion dpmpp_sde"]

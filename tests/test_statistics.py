@@ -233,6 +233,7 @@ def test_bets_on_p_values_are_fair():
     assert bet(0.0) == math.inf
 
 
+@pytest.mark.slow
 def test_evidence_of_null_samples_is_at_most_one_on_average():
     returns = np.array([bet(p, 20) for p in energy_ranks()])
     uniform = np.array([bet(r / 20, 20) for r in range(1, 21)])
@@ -489,7 +490,7 @@ def test_batches_are_fresh():
     assert len(seen) == len(set(seen)) == 21
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", mostly_slow([0, 1], [0]))
 def test_sequential_finds_what_it_says(seed):
     zeros = lambda n, seed: torch.zeros(n, 1, dtype=F64)  # noqa: E731
     test, sizes = functools.partial(mmd_test, scale=1.0), dict(batch=500, max_batches=5)
@@ -722,6 +723,7 @@ def test_planted_faults_are_found(fault, by):
     assert by or not seen
 
 
+@pytest.mark.slow
 def test_dependence_between_projections_is_found_by_the_distances():
     """Right along the axes, as a copula of signs: the product of two normals is always positive."""
     wrong = draw(PLANE, lambda x: x.abs() * torch.sign(x[:, :1]))

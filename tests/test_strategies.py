@@ -566,6 +566,7 @@ def test_discrete_vp_has_vps_betas() -> None:
 # ---------------------------------------------------------------------------------------------------- coverage
 
 
+@pytest.mark.slow
 def test_every_process_appears() -> None:
     drawn = draw(strategies.processes(), 400)
     shipped = [

@@ -60,7 +60,7 @@ class EachStep(StepEta):
             if not torch.is_tensor(value):
                 check_eta(value)
             elif value.ndim == 0 and readable(value):
-                check_eta(float(value))
+                check_eta(float(value.detach()))
         return torch.stack([torch.as_tensor(value, dtype=now.t.dtype, device=now.t.device) for value in values])
 
 
