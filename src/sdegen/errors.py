@@ -138,10 +138,10 @@ def is_number(value: object) -> bool:
         return False
 
 
-def check_numbers(advice: str = "", **values: Any) -> None:
-    """Raises InvalidTypeError unless all values, given by their names, are numbers."""
+def check_numbers(advice: str = "", optional: bool = False, **values: Any) -> None:
+    """Raises InvalidTypeError unless all values, given by their names, are numbers, or None where that is optional."""
     for name, value in values.items():
-        if not is_number(value):
+        if not ((optional and value is None) or is_number(value)):
             raise InvalidTypeError(f"{name} must be a number, got {brief(value)}{advice}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief, is_number
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level, is_end
 from sdegen.loop.control import Control
 from sdegen.loop.dense import check_dense
@@ -32,13 +32,6 @@ def check_model(model: Any) -> None:
     check_type(model, Model | ReverseSDE, "model must be a ScoreModel or a ReverseSDE", advice)
     if not model.process.proven:
         check_process(model.process)
-
-
-def check_numbers(**values: Any) -> None:
-    """Raises InvalidTypeError unless every value, given by its name, is a number or None."""
-    for name, value in values.items():
-        if value is not None and not is_number(value):
-            raise InvalidTypeError(f"{name} must be a number, got {brief(value)}")
 
 
 def check_solver(solver: Any, observe: Any) -> None:

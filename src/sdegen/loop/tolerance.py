@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sdegen.errors import InvalidArgumentError, check_positive, strict_keywords, warn_caller
+from sdegen.errors import InvalidArgumentError, check_positive, is_number, strict_keywords, warn_caller
 from sdegen.loop.control import Control
 from sdegen.loop.pace import Adaptive
 from sdegen.processes.process import check_levels
@@ -75,7 +75,7 @@ class PI(Control):
             if has_dtype(value) and value.ndim == 0:  # a number of numpy's or torch's
                 value = value.item()
                 object.__setattr__(self, name, value)
-            number = isinstance(value, int | float) and type(value) is not bool
+            number = is_number(value) and type(value) is not bool
             if value is not None and not (number and 0 <= value < math.inf):
                 raise InvalidArgumentError(f"{name} must be a finite number >= 0 (tol > 0), got {value!r}")
         classic = self.rtol is not None or self.atol is not None

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief, check_numbers
 from sdegen.grids import by_time, check_steps
-from sdegen.loop.arguments import check_numbers
 from sdegen.loop.control import Fixed
 from sdegen.loop.tolerance import PI
 from sdegen.solvers.base import Solver
@@ -30,7 +29,7 @@ def inside(start: Any, process: Any) -> float:
     """The time to start from. Raises unless it is one time inside of the process's span."""
     if has_dtype(start) and as_tensor(start).numel() != 1:
         raise InvalidArgumentError(f"edit takes one start for all samples, got {start}; call it once for each start")
-    check_numbers(start=start)
+    check_numbers(optional=True, start=start)
     if start is None or not process.t_min < start <= process.t_max:
         raise InvalidArgumentError(f"start must be a time in ({process.t_min:g}, {process.t_max:g}], got {start}")
     return float(start)

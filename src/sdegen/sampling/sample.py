@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief, check_call, strict_keywords
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief, check_call, check_numbers, strict_keywords
 from sdegen.grids import Grid, check_steps
-from sdegen.loop.arguments import check_ends, check_maker, check_model, check_numbers, check_solver
+from sdegen.loop.arguments import check_ends, check_maker, check_model, check_solver
 from sdegen.loop.control import Fixed
 from sdegen.loop.fixed import solve
 from sdegen.loop.progress import watched
@@ -97,7 +97,7 @@ def draw(
     with torch.no_grad():
         n, event = check_shape(shape)
         check_model(model)
-        check_numbers(start=start, end=end)
+        check_numbers(optional=True, start=start, end=end)
         if noise is not None:
             check_maker(noise)
         if denoise not in (True, False):

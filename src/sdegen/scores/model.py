@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_positive, unknown_keywords, warn_caller
 from sdegen.level import Level, check_level
-from sdegen.processes.callables import module_behind, picklable, takes_one
+from sdegen.processes.callables import Portable, module_behind, takes_one
 from sdegen.processes.process import Process
 from sdegen.scores.conditions import Conditions, as_index
 from sdegen.scores.plane import Want, convert, plane
@@ -99,7 +99,7 @@ class index_time:  # noqa: N801 - used as a function: time=index_time(1000)
         return index_time(self.steps or process.steps)
 
 
-class Model(ABC):
+class Model(Portable, ABC):
     """What a solver asks for predictions: a score model, or anything that answers like one.
 
     A subclass has a `process` and writes `__call__`; the rest has defaults.
@@ -128,14 +128,6 @@ class Model(ABC):
     @abstractmethod
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]`, a name or a pair `(p, q)`, at x `[B, *S]` and a level `[]` or `[B]`."""
-
-    def __copy__(self) -> Self:
-        twin = object.__new__(type(self))
-        vars(twin).update(vars(self))
-        return twin
-
-    def __getstate__(self) -> dict[str, Any]:
-        return picklable(vars(self))
 
     @property
     def row_count(self) -> int | None:
@@ -352,7 +344,7 @@ def _check_time_dtype(dtype: Any, time: TimeMap | None, process: Process) -> Non
 
 
 def _wraps_one_that_is_not(module: torch.nn.Module) -> bool:
-    """Whether a module in training mode wraps a single one in eval mode: its own flag is no one's choice."""
+    """Whether a module wraps one in eval mode: its own flag, which torch 2.4 leaves set, is no one's choice."""
     parts = list(module.children())
     return len(parts) == 1 and not parts[0].training
 
@@ -369,7 +361,6 @@ def _check_time(value: Any, level: Level) -> None:
 
 def warn_if_training(net: torch.nn.Module | None) -> None:
     """One warning for a network in training mode: dropout and batch norm would make the samples noisy and coupled."""
-    # the wrapper of a compiled module keeps its own flag, which torch 2.4 does not set
     active = [] if net is None else [m for m in net.modules() if m.training and not _wraps_one_that_is_not(m)]
     if active:
         warn_caller(

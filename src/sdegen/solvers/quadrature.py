@@ -185,20 +185,22 @@ def _integrals(frame: Frame, eta: Eta | EtaFunction, now: Level, next: Level, at
     inner = inner_eta(eta, frame)
     a, start = frame.rate(step_eta), frame.clock(now)
     h = frame.clock(next) - start
+    several = at.shape[-1] > 1
+    opened = several and frame.endless and _may_be_open(now, next)
     if frame.variable is None and inner is None:
         integrals = torch.stack(_newton(_moments(a, h, at.shape[-1]), at - start[..., None]), -1)
-        if at.shape[-1] > 1 and _may_be_open(frame, now, next):
+        if opened:
             integrals = torch.where(_open(now, next)[..., None], _within_reach(a, frame, now, next, at), integrals)
         middle = start + h / 2
     else:
         integrals = _by_gauss(a, frame, now, next, at, inner)
         middle = _coordinate(frame, (now.lam + next.lam) / 2)
-    if pair != "exact" and at.shape[-1] > 1:
+    if pair != "exact" and several:
         size, begin = integrals[..., 0], frame.coordinate(now)
         first = size * (begin - at[..., 0]) + (size if pair == "midpoint" else h) * (middle - begin)
         if at.shape[-1] > 2:
             first = torch.where(at[..., 2].abs() >= FAR / 2, first, integrals[..., 1])
-        if _may_be_open(frame, now, next):
+        if opened:
             first = torch.where(_open(now, next), integrals[..., 1], first)
         integrals = torch.cat([integrals[..., :1], first[..., None], integrals[..., 2:]], -1)
     return integrals
@@ -209,10 +211,8 @@ def _open(now: Level, next: Level) -> Tensor:
     return torch.maximum(now.lam, next.lam) > ENDLESS
 
 
-def _may_be_open(frame: Frame, now: Level, next: Level) -> bool:
-    """Whether one of the steps may be open: not in a frame that ends there, nor where the host sees that none is."""
-    if not frame.endless:
-        return False
+def _may_be_open(now: Level, next: Level) -> bool:
+    """Whether one of the steps may be open: not where the host sees that none is."""
     there = now.lam.device.type == "cpu" and readable(now.lam) and readable(next.lam)
     return not there or bool(_open(now, next).any())
 
