@@ -371,3 +371,16 @@ def test_a_wrapper_says_nothing_of_a_network_in_eval_mode(recwarn):
     net.train()
     with pytest.warns(UserWarning, match="training mode"):
         sd.sample(model, (3, 2), nfe=3, seed=0)
+
+
+def test_a_deep_copy_has_a_network_of_its_own():
+    net = torch.nn.Linear(2, 2).eval()
+    for model in (sd.ScoreModel(sd.VP(), lambda x, t: net(x), "noise"), sd.ScoreModel(sd.VP(), net_of_x(net), "noise")):
+        twin, shallow = copy.deepcopy(model), copy.copy(model)
+        assert shallow.module is net
+        assert twin.module is not net
+        assert torch.equal(sd.sample(twin, (3, 2), nfe=3, seed=0), sd.sample(model, (3, 2), nfe=3, seed=0))
+
+
+def net_of_x(net):
+    return functools.partial(lambda net, x, t: net(x), net)

@@ -129,6 +129,11 @@ class Model(Portable, ABC):
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]`, a name or a pair `(p, q)`, at x `[B, *S]` and a level `[]` or `[B]`."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self)] = twin = object.__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # with networks of its own behind lambdas too
+        return twin
+
     @property
     def row_count(self) -> int | None:
         """How many samples its conditions are for; None where any number will do."""
