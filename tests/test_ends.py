@@ -27,12 +27,21 @@ class Straight(sd.Process):
         return t
 
 
+def rescaled():
+    """Stable Diffusion's betas, rescaled so that no signal is left at the end (Lin et al. 2024, alg. 1)."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=F64) ** 2
+    root = (1 - betas).cumprod(0).sqrt()
+    kept = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return 1 - torch.cat([kept[:1], kept[1:] / kept[:-1]])
+
+
 ENDS = {
     "Flow": sd.Flow(),
     "Flow to 0": sd.Flow(t_min=0.0),
     "cosine": sd.Process.from_functions(lambda t: torch.cos(t * math.pi / 2), lambda t: torch.sin(t * math.pi / 2)),
     "parabola": sd.Process.from_functions(lambda t: 1 - t**2, lambda t: t),
     "own": Straight(),
+    "zero SNR": sd.DiscreteVP(rescaled(), zero_snr=True),
 }
 ON_DATA = {
     "default": sd.default,
@@ -222,3 +231,26 @@ def test_forward_goes_to_both_ends():
     path = sd.forward(sd.Flow(t_min=0.0), x, [0.0, 0.5, 1.0], seed=0)
     assert path.isfinite().all()
     assert torch.equal(path[0], x)
+
+
+def test_betas_to_zero_snr():
+    """In the last cell alpha/sigma falls to 0 in a line: levels and rates are those of it, and time inverts it."""
+    betas = rescaled()
+    with pytest.raises(sd.InvalidArgumentError, match="zero_snr=True"):
+        sd.DiscreteVP(betas)
+    with pytest.raises(sd.InvalidArgumentError, match="leave it out"):
+        sd.DiscreteVP(zero_snr=True)
+    process = sd.DiscreteVP(betas, zero_snr=True)
+    assert process.open_ends == (True, False)
+    kept = (1 - betas).cumprod(0)
+    index = torch.arange(0, 999, 37)
+    torch.testing.assert_close(process.level((index + 1).double() / 1000).alpha, kept[index].sqrt(), rtol=1e-12, atol=0)
+    t = torch.tensor([0.0021, 0.5005, 0.9989, 0.9991, 0.9995, 0.99999], dtype=F64)
+    level, h = process.level(t), 1e-8
+    torch.testing.assert_close(process.at(level.lam).t, t, rtol=0, atol=1e-12)
+    for rate, f in zip(process.rates(t), (process.alpha, process.sigma)):
+        torch.testing.assert_close(rate, (f(t + h) - f(t - h)) / (2 * h), rtol=1e-5, atol=1e-7)
+    assert bool(torch.stack(process.rates(torch.tensor(1.0, dtype=F64))).isfinite().all())
+    slope = (process.level(0.9995).alpha / process.level(0.9995).sigma) / (kept[998] / (1 - kept[998])).sqrt()
+    assert float(slope) == pytest.approx(0.5, abs=1e-12)
+    assert sd.SDE.from_json(process.to_json()) == process

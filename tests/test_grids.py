@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from problems import F64, PROCESSES
 
 import sdegen as sd
+from sdegen.grids.spacings import Ending
+from sdegen.loop.control import OnLevels
 
 GRIDS = {
     "by_time": sd.grids.by_time,
@@ -196,3 +198,52 @@ def test_grids_between_two_times(grid):
     assert times[-1] == 0.2
     with pytest.raises(sd.InvalidArgumentError, match="runs down"):
         grid(sd.VP(), 5, start=0.2, end=0.7)
+
+
+class Half(Ending):
+    """by_snr, said to end at its last level, or with the data."""
+
+    def __init__(self, denoise):
+        self._denoise = denoise
+
+    @property
+    def denoise(self):
+        return self._denoise
+
+    def __call__(self, process, n):
+        return sd.grids.by_snr(process, n)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_grid_may_say_how_a_call_on_it_ends(own):
+    """Its word stands where the call has none; nfe counts the last denoising where there is one."""
+    model = sd.GaussianMixture(torch.zeros(1, 2), stds=0.5).score(sd.VP())
+    options = {"solver": sd.ddim(), "seed": 0}
+    found = sd.draw(model, (3, 2), nfe=6, grid=Half(own), **options)
+    plain = sd.draw(model, (3, 2), nfe=6, grid=sd.grids.by_snr, denoise=own, **options)
+    assert torch.equal(found.x, plain.x)
+    assert found.nfe.tolist() == plain.nfe.tolist() == [6] * 3
+    other = sd.draw(model, (3, 2), nfe=6, grid=Half(own), denoise=not own, **options)
+    assert torch.equal(other.x, sd.sample(model, (3, 2), nfe=6, grid=sd.grids.by_snr, denoise=not own, **options))
+
+
+def test_levels_may_tell_the_network_another_time():
+    """A scheduler's rounding: the step is that of the levels, the network is told the grid's own times."""
+    process, seen = sd.VP(), []
+    times = sd.grids.by_snr(process, 4)
+    exact = process.level(times)
+
+    def net(x, t):
+        seen.append(float(t[0]))
+        return 0.5 * x
+
+    model = sd.ScoreModel(process, net, "noise", time_dtype=torch.float64)
+    told = exact._replace(t=exact.t + 1e-3)
+    x = torch.ones(1, 2)
+    known = sd.solve(model, x, times, sd.unipc(2)).x
+    seen.clear()
+    found = sd.solve(model, x, OnLevels(times, told), sd.unipc(2)).x
+    assert torch.equal(found, known)  # this network does not look at the time
+    assert seen == pytest.approx(told.t[:-1].tolist(), abs=1e-12)
+    with pytest.raises(sd.InvalidArgumentError, match="rise"):
+        OnLevels(times, type(exact)(*(v.flip(0) for v in exact)))

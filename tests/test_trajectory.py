@@ -220,6 +220,10 @@ def test_dynamic_thresholds_are_per_sample():
         data[1:], VP.level(0.5), "data"
     )
     assert torch.equal(alone, edited[1:])
+    held = sd.guidance.dynamic_threshold(model, 0.9, limit=1.5)(data, VP.level(0.5), "data")
+    torch.testing.assert_close(held[1], data[1].clamp(-1.5, 1.5) / 1.5)
+    with pytest.raises(sd.InvalidArgumentError, match="limit"):
+        sd.guidance.dynamic_threshold(model, limit=0.5)
 
 
 def test_edits_go_with_conditions():

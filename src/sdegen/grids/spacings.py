@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,21 @@ from sdegen.processes.sde import SDE
 from sdegen.tensors import as_tensor, readable
 
 Grid = Callable[[SDE, int], Tensor]
+
+
+class Ending(ABC):
+    """A grid that says how a call on it ends, where the call does not: with the predicted data at its last level?"""
+
+    @property
+    @abstractmethod
+    def denoise(self) -> bool:
+        """Whether the call ends with the predicted data, and not with the state."""
+
+    @abstractmethod
+    def __call__(self, process: Any, n: int) -> Any:
+        """The grid of n steps."""
+
+
 Time = float | None
 Place = Callable[[Tensor, Tensor, Tensor], Tensor]
 

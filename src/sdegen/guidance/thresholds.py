@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -89,26 +90,30 @@ def _clipped(data: Tensor, x: Tensor, level: Level, low: float, high: float) -> 
     return data.clamp(low, high)
 
 
-def dynamic_threshold(model: Model, quantile: float = 0.995, bound: float = 1.0) -> EditedModel:
+def dynamic_threshold(
+    model: Model, quantile: float = 0.995, bound: float = 1.0, limit: float = math.inf
+) -> EditedModel:
     """The model with each sample's predicted data clipped to its own quantile q of `|data|`, and scaled by `bound / q`.
 
     `clip(data, -q, q) bound / q` where q is above `bound`; below it data stay as they are, but clipped to the bound
-    (Saharia et al. 2022, sec. 2.3). diffusers' thresholding=True, without its upper limit of q. Raises
-    InvalidArgumentError unless 0 < quantile <= 1 and bound > 0.
+    (Saharia et al. 2022, sec. 2.3). q is no more than `limit`: diffusers' thresholding=True, sample_max_value=limit.
+    Raises InvalidArgumentError unless 0 < quantile <= 1 and 0 < bound <= limit.
     """
     try:
-        right = 0 < quantile <= 1 and bound > 0
+        right = 0 < quantile <= 1 and 0 < bound <= limit
     except TypeError:
         raise InvalidTypeError(f"quantile and bound must be numbers, got {quantile!r} and {bound!r}") from None
     if not right:
-        raise InvalidArgumentError(f"quantile must be in (0, 1] and bound positive, got {quantile} and {bound}")
+        raise InvalidArgumentError(
+            f"quantile must be in (0, 1] and bound positive, no more than limit, got {quantile}, {bound} and {limit}"
+        )
+    edit = functools.partial(_scaled, quantile=quantile, bound=bound, limit=limit)
+    return map_data(model, edit, "dynamic_threshold")
 
-    return map_data(model, functools.partial(_scaled, quantile=quantile, bound=bound), "dynamic_threshold")
 
-
-def _scaled(data: Tensor, x: Tensor, level: Level, quantile: float, bound: float) -> Tensor:
+def _scaled(data: Tensor, x: Tensor, level: Level, quantile: float, bound: float, limit: float) -> Tensor:
     wide = widen(data)
-    size = _quantile(wide.flatten(1).abs(), quantile).clamp(min=bound)
+    size = _quantile(wide.flatten(1).abs(), quantile).clamp(min=bound, max=limit)
     size = size.reshape(-1, *(1,) * (data.ndim - 1))
     return (torch.maximum(torch.minimum(wide, size), -size) * (bound / size)).to(data.dtype)
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from sdegen.errors import InvalidArgumentError
 from sdegen.grids import check_times, in_span, rounding
 from sdegen.level import Level, points
 from sdegen.processes.process import check_levels
@@ -124,6 +125,10 @@ class Fixed(Controller):
         levels = tuple(points(level))
         return levels[0], levels[1], OnGrid(level, levels, 0)
 
+    def since(self, place: int) -> Fixed:
+        """What is left of the grid from step `place` on."""
+        return Fixed(self.times[place:])
+
     def levels(self, state: OnGrid) -> tuple[Level, ...]:
         """All levels."""
         return state.levels
@@ -148,6 +153,30 @@ class Fixed(Controller):
         k = state.k + 1
         after = state.levels[min(k + 1, len(state.levels) - 1)]
         return True, next, after, state._replace(k=k)
+
+
+class OnLevels(Fixed):
+    """A grid whose levels are given too, where they are not quite those that the process has at its times.
+
+    times `[n + 1]`: where the process has these levels; level: the same with the times that the network is to be told,
+    fields `[n + 1]`. Raises InvalidArgumentError unless alpha/sigma rises.
+    """
+
+    def __init__(self, times: Tensor, level: Level) -> None:
+        if len(times) > 1:
+            super().__init__(times)
+        self.times, self.level, self.towards_data = times, level, True
+        if bool((level.lam.diff() <= 0).any()):
+            raise InvalidArgumentError(f"the log-SNRs of a grid must rise towards data, got {level.lam.tolist()}")
+
+    def init(self, process: SDE, x: Tensor) -> tuple[Level, Level, OnGrid]:
+        """The first step and the levels of all."""
+        levels = tuple(points(self.level))
+        return levels[0], levels[min(1, len(levels) - 1)], OnGrid(self.level, levels, 0)
+
+    def since(self, place: int) -> OnLevels:
+        """What is left of the grid from step `place` on."""
+        return OnLevels(self.times[place:], Level(*(v[place:] for v in self.level)))
 
 
 def as_controller(control: Any) -> Any:

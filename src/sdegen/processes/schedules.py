@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError, check_numbers, strict_keywords
+from sdegen.level import END
 from sdegen.processes.process import Process
 from sdegen.tensors import as_time, length, softplus, tensor
 
@@ -260,14 +261,18 @@ class DiscreteVP(_ByLogAlpha):
 
     Args:
         betas: `[T]`; 1e-4 to 0.02 in a line over T = 1000 unless given.
+        zero_snr: whether the last beta is 1, so that no signal is left at t = 1 (Lin et al. 2024, sec. 3.1). The
+            network must predict data or v there. In the last cell alpha/sigma is linear in t, as lam ends at -inf.
 
     Raises:
         InvalidArgumentError: betas that are not in (0, 1), or look like alphas_cumprod.
+        InvalidTypeError: betas that are no numbers, as the scheduler of a library.
 
     Source: Ho et al. (2020), sec. 4.
     """
 
     betas: Tensor | None = None
+    zero_snr: bool = False
     lams: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -276,12 +281,16 @@ class DiscreteVP(_ByLogAlpha):
             given = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64, device="cpu")
         tensor("betas", given)  # refuses what is none; gradients flow from the betas themselves
         betas = as_time(given)
-        if betas.ndim != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
+        inner = betas[:-1] if self.zero_snr and betas.ndim == 1 else betas
+        if betas.ndim != 1 or len(betas) < 2 or not bool(((inner > 0) & (inner < 1)).all()):
             raise InvalidArgumentError(
                 "betas must be one dimension of at least two numbers in (0, 1) (DiscreteVP() has a thousand); where "
-                "the last one is 1 (zero terminal SNR) there is no signal left: set it below 1, as 0.9999. Got "
+                "the last one is 1 (zero terminal SNR) there is no signal left: say zero_snr=True for a network that "
+                "predicts v or data, or set it below 1, as 0.9999. Got "
                 f"{list(betas.shape)}" + (f" from {betas.min():g} to {betas.max():g}" if betas.numel() else "")
             )
+        if self.zero_snr and float(betas[-1]) != 1.0:
+            raise InvalidArgumentError(f"zero_snr=True needs a last beta of 1, got {float(betas[-1]):g}: leave it out")
         if float(betas[0]) > max(0.5, float(betas[-1])):
             raise InvalidArgumentError(
                 f"betas fall from {float(betas[0]):g} to {float(betas[-1]):g}, which looks like alphas_cumprod: betas "
@@ -289,10 +298,16 @@ class DiscreteVP(_ByLogAlpha):
             )
         object.__setattr__(self, "betas", betas.detach().cpu().clone())
         log_alpha = torch.cumsum(torch.log1p(-betas), 0).cpu() / 2
-        object.__setattr__(self, "lams", log_alpha - torch.log(-torch.expm1(2 * log_alpha)) / 2)
+        lams = log_alpha - torch.log(-torch.expm1(2 * log_alpha)) / 2
+        object.__setattr__(self, "lams", lams.clamp(min=math.log(END)) if self.zero_snr else lams)
 
     def __repr__(self) -> str:
-        return f"DiscreteVP({self.steps} betas)"
+        return f"DiscreteVP({self.steps} betas{', zero_snr=True' if self.zero_snr else ''})"
+
+    @property
+    def open_ends(self) -> tuple[bool, bool]:  # type: ignore[override]
+        """Whether there is no signal at t = 1; there is noise at t = 1/T."""
+        return self.zero_snr, False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DiscreteVP) and torch.equal(self.lams, other.lams)
@@ -328,7 +343,10 @@ class DiscreteVP(_ByLogAlpha):
         """`log(alpha/sigma)` at t, linear between the T points."""
         index, part = self._split(t)
         left, rise = self._cell(index)
-        return left + part * rise
+        if not self.zero_snr:
+            return left + part * rise
+        last = torch.log1p(-part.clamp(max=1.0)).clamp(min=math.log(END) - left)
+        return left + torch.where(index == self.steps - 2, last, part * rise)
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return -softplus(-2 * self.lam(t)) / 2
@@ -337,11 +355,26 @@ class DiscreteVP(_ByLogAlpha):
         return torch.exp(-softplus(2 * self.lam(t)) / 2)
 
     def log_alpha_rate(self, t: Tensor) -> Tensor:
-        rise = self._cell(self._split(t)[0])[1] * self.steps
-        return rise * torch.exp(-softplus(2 * self.lam(t)))
+        index, part = self._split(t)
+        rise = self._cell(index)[1]
+        if self.zero_snr:
+            rise = torch.where(index == self.steps - 2, -1 / (1 - part).clamp(min=END), rise)
+        return rise * self.steps * torch.exp(-softplus(2 * self.lam(t)))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.zero_snr:
+            return super().rates(t)
+        t = as_time(t)
+        index, _ = self._split(t)
+        fall = -self.steps * self._cell(index)[0].exp() * self.sigma(t) ** 3  # finite where alpha is 0, as lam' is not
+        d_alpha = torch.where(index == self.steps - 2, fall, self.alpha(t) * self.log_alpha_rate(t))
+        return d_alpha, -self.alpha(t) * d_alpha / self.sigma(t)
 
     def time(self, lam: Tensor) -> Tensor:
         falling = -self.lams.to(lam.device)
         index = torch.searchsorted(falling, -lam.detach().contiguous()).sub(1).clamp(0, self.steps - 2)
         left, rise = self._cell(index)
-        return (index + (lam - left) / rise + 1) / self.steps
+        part = (lam - left) / rise
+        if self.zero_snr:
+            part = torch.where(index == self.steps - 2, -torch.expm1((lam - left).clamp(max=0.0)), part)
+        return (index + part + 1) / self.steps

@@ -14,6 +14,7 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief, check_call, check_numbers, strict_keywords
 from sdegen.grids import Grid, check_steps
+from sdegen.grids.spacings import Ending
 from sdegen.loop.arguments import check_ends, check_maker, check_model, check_solver
 from sdegen.loop.control import Fixed
 from sdegen.loop.fixed import solve
@@ -72,7 +73,7 @@ def draw(
     seed: Seed = None,
     batch_size: int | None = None,
     prior: Law | tuple[Any, Any] | None = None,
-    denoise: bool = True,
+    denoise: bool | None = None,
     noise: Callable[[Tensor], noises.NoiseSource] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -100,8 +101,10 @@ def draw(
         check_numbers(optional=True, start=start, end=end)
         if noise is not None:
             check_maker(noise)
-        if denoise not in (True, False):
-            raise InvalidTypeError(f"denoise must be True or False, got {brief(denoise)}")
+        if denoise is None:
+            denoise = not isinstance(grid, Ending) or grid.denoise
+        elif denoise not in (True, False):
+            raise InvalidTypeError(f"denoise must be True, False or None, got {brief(denoise)}")
         adaptive = tol is not None and (solver is None or solver.own_steps is None)
         if solver is None:
             solver = own(model, adaptive)
@@ -210,7 +213,7 @@ sample.__doc__ = """n samples `[n, *S]` from noise, each a function of its own s
             `[*S]`, `sd.Gaussian(mean, cov=cov)`, or any law with `sample` and `log_prob` at a level. States start from
             its law at the first time, instead of from noise alone.
         denoise: end with the predicted data at the last level, one evaluation more, instead of the state there (a
-            `ReverseSDE` ends with the state).
+            `ReverseSDE` ends with the state). None: yes, unless the grid has an end of its own.
         noise: makes the source from a batch's seeds `[B]`: `White` if None, `Brownian` with tol.
         dtype, device: of the states; those of x or the network if None, else float32 on the CPU.
         observe: called with a `Progress` after each step; `STOP` ends its batch, which is denoised where it stands.
