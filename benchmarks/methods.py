@@ -31,7 +31,8 @@ def shipped() -> list[Any]:
     """Every named method in every order; other options as they are, and those that stand for another method."""
     found = [s for f in public(methods) for s in variants(f, inspect.signature(f), {"order": range(1, 6)})]
     found += [sd.dpm(2, singlestep=False), sd.dpmpp(2, singlestep=True), sd.dpmpp(3, singlestep=True)]
-    found += [sd.dpmpp_sde(2, singlestep=True), sd.edm(churn=40.0), sd.edm(1, churn=40.0), sd.ddim(0.5)]
+    found += [sd.dpmpp_sde(2, singlestep=True), sd.edm(churn=40.0), sd.edm(1, churn=40.0)]
+    found += [sd.ddim(0.5), sd.ddpm("large")]
     return [solver for k, solver in enumerate(found) if solver not in found[:k]]
 
 

@@ -245,15 +245,12 @@ def call_score(
         raise ScoreError("the score function modified its input x in place; return a new tensor (x * 2, not x.mul_(2))")
     if not isinstance(out, Tensor):
         raise ScoreTypeError(
-            f"the score function returned {type(out).__name__}; it must return a torch.Tensor{_advice(out)}"
+            f"the score function returned {type(out).__name__}; it must return a torch.Tensor{how_to_take(out)}"
         )
     if out.shape != shape:
-        other = [k for k in range(1, x.ndim) if out.ndim == x.ndim and out.shape[k] != x.shape[k]]
-        double = len(other) == 1 and out.shape[0] == x.shape[0] and out.shape[other[0]] == 2 * x.shape[other[0]]
-        advice = "; twice the channels are a prediction and a variance: lambda x, t: net(x, t).chunk(2, {})[0]"
         raise ScoreShapeError(
             f"the score function returned {list(out.shape)} for x {list(x.shape)}; it must return shape {list(shape)}"
-            + (advice.format(other[0]) if double else "")
+            + _channels(out.shape, x.shape, shape)
         )
     if out.device != x.device:
         raise ScoreTypeError(f"the score function returned a tensor on {out.device} for x on {x.device}; move one")
@@ -267,13 +264,23 @@ def call_score(
     return out
 
 
-def _advice(out: Any) -> str:
-    """How to take the tensor out of what a network returned."""
-    for name in ("sample", "prediction", "pred", "logits"):
-        if torch.is_tensor(getattr(out, name, None)):
-            return f": lambda x, t: net(x, t).{name}"
-    if isinstance(out, Mapping):
-        return f": lambda x, t: net(x, t)[{next(iter(out), '...')!r}]"
+def _channels(got: torch.Size, given: torch.Size, wanted: torch.Size) -> str:
+    """What to do about half, or twice, the channels that were wanted."""
+    other = [k for k in range(1, len(given)) if len(got) == len(given) and got[k] != given[k]]
+    if wanted != given and len(wanted) == len(given):
+        return "; with learned_variance=True these are a prediction and a variance" + "; leave it out" * (not other)
+    if wanted != given or len(other) != 1 or got[0] != given[0] or got[other[0]] != 2 * given[other[0]]:
+        return ""
+    learned = "ScoreModel(..., learned_variance=True), or for the prediction alone " * (other == [1])
+    return f"; twice the channels are a prediction and a variance: {learned}net(x, t).chunk(2, {other[0]})[0]"
+
+
+def how_to_take(out: Any) -> str:
+    """How to take the tensor out of what a network returned: the line to write."""
+    named_parts = ("sample", "pred", "mean", *getattr(out, "__dict__", ()))
+    known = [name for name in named_parts if torch.is_tensor(getattr(out, name, None))]
+    if known or isinstance(out, Mapping):
+        return f": lambda x, t: net(x, t){'.' + known[0] if known else f'[{next(iter(out), ...)!r}]'}"
     return ": lambda x, t: net(x, t)[0]" if isinstance(out, list | tuple) else ""
 
 

@@ -27,12 +27,14 @@ from sdegen.level import Level, points
 from sdegen.processes.process import Process, linear_gaussian
 from sdegen.processes.sde import SDE
 from sdegen.scores.model import Model, convert, plane
+from sdegen.scores.safe import Kind, read_tensors, write_tensors
 from sdegen.solvers.base import Reverse, Solver, check_score_model
 from sdegen.solvers.frames import DATA
 from sdegen.solvers.table import Leg, Past, Table, ends
 from sdegen.tensors import readable, widen
 
 _FORMAT = "sdegen plan 1"
+_KIND = Kind("plan", "Plan.save", "plans")
 _CLOSE = 1e-5
 
 
@@ -201,20 +203,13 @@ class Plan(Table):
         """Write the plan to a safetensors file. Raises InvalidArgumentError without safetensors."""
         tensors = {name: vars(self)[name].contiguous() for name in _TENSORS}
         notes = {"format": _FORMAT, "notes": json.dumps({"scale": self.scale, "spent": self.spent})}
-        _safetensors().torch.save_file(tensors, str(path), notes)
+        write_tensors(pathlib.Path(path), tensors, notes, _KIND)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
         """Read a plan, bit for bit. Raises InvalidArgumentError on a file that is none, and without safetensors."""
-        module = _safetensors()
-        if not pathlib.Path(path).is_file():
-            raise FileNotFoundError(f"there is no plan {path}")
-        try:
-            with module.safe_open(str(path), "pt") as file:
-                notes = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except module.SafetensorError as error:
-            raise InvalidArgumentError(f"{path} is not a safetensors file, which Plan.save writes: {error}") from None
+        tensors, notes = read_tensors(pathlib.Path(path), _KIND)
+        known: Any = {}
         try:
             known = json.loads(notes["notes"])
             fits = notes["format"] == _FORMAT and set(tensors) == set(_TENSORS) and set(known) == {"scale", "spent"}
@@ -222,7 +217,8 @@ class Plan(Table):
             fits = False
         if not fits:
             raise InvalidArgumentError(f"{path} is not a plan of this version: it must be written by Plan.save")
-        return Plan(**tensors, **known)
+        parts: Any = {**tensors, **known}
+        return Plan(**parts)
 
     def __eq__(self, other: object) -> bool:
         return type(other) is Plan and all(map(_alike, self._numbers(), other._numbers()))
@@ -273,11 +269,3 @@ class _Symbols(Model):
         value = torch.zeros_like(x)
         value[:, 1 + k] = 1.0
         return on_x * x + on_value * value
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise InvalidArgumentError("plans are kept as safetensors: pip install 'sdegen[plans]'") from None
-    return safetensors

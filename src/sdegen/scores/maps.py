@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sdegen.errors import InvalidArgumentError
 from sdegen.level import Level
 from sdegen.processes.process import Process
 from sdegen.scores.conditions import as_index
@@ -50,6 +51,18 @@ class ModelMap(Model):
         return self.models[0].device
 
     @property
+    def learned_variance(self) -> bool:  # type: ignore[override]
+        """Whether the first one has a learned variance."""
+        return self.models[0].learned_variance
+
+    def with_fraction(self, x: Tensor, level: Level, want: Want = "score") -> tuple[Tensor, Tensor]:
+        """The map's prediction `want`, and the fraction that the first model's network gives beside its own."""
+        heard, twin = _Heard(self.models[0]), copy.copy(self)
+        twin.models = (heard, *self.models[1:])
+        answer = twin(x, level, want)
+        return answer, heard.fraction()
+
+    @property
     def row_count(self) -> int | None:
         """The number of samples of its own conditions, or of the first model that says one."""
         counts = [super().row_count, *(model.row_count for model in self.models)]
@@ -75,31 +88,69 @@ class ModelMap(Model):
         return all(data for data, _ in told), all(noise for _, noise in told)
 
 
-class PreviewModel(ModelMap):
-    """A model that remembers its last evaluation, to show the data predicted there at no further one."""
+class _Listener(ModelMap):
+    """A model that keeps something of its last evaluation, and answers as the model does."""
 
     def __init__(self, model: Model) -> None:
         super().__init__(model)
         self.linear = model.linear  # type: ignore[misc]
-        self._last: Callable[[], Tensor] | None = None
-
-    def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
-        """The model's prediction."""
-        (model,) = self.models
-        answer = model(x, level, want)
-
-        def data() -> Tensor:
-            c_x, c_answer = convert(level, plane(model.process, level, want), plane(model.process, level, "data"))
-            return combine((c_x, x), (c_answer, answer)).to(x.dtype)
-
-        self._last = data
-        return answer
 
     def coefficients(self, level: Level, want: Want) -> tuple[Tensor, Tensor]:
         """The model's, where it is linear."""
         model: Any = self.models[0]
         found: tuple[Tensor, Tensor] = model.coefficients(level, want)
         return found
+
+
+class _Heard(_Listener):
+    """A model that keeps the learned variance's fraction, whatever else it is asked for."""
+
+    _fraction: Tensor | None = None
+
+    def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
+        """The model's prediction."""
+        answer, self._fraction = self.models[0].with_fraction(x, level, want)
+        return answer
+
+    def raw(self, x: Tensor, level: Level) -> Tensor:
+        """A linear model's raw output."""
+        model: Any = self.models[0]
+        answer: Tensor
+        answer, self._fraction = model.raw_and_fraction(x, level)
+        return answer
+
+    def fraction(self) -> Tensor:
+        """The fraction `[B, *S]`. Raises InvalidArgumentError before the first evaluation."""
+        if self._fraction is None:
+            raise InvalidArgumentError(f"{self.models[0]} was not asked, and the learned variance is that of it")
+        return self._fraction
+
+
+class PreviewModel(_Listener):
+    """A model that remembers its last evaluation, to show the data predicted there at no further one."""
+
+    _last: Callable[[], Tensor] | None = None
+
+    def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
+        """The model's prediction."""
+        answer = self.models[0](x, level, want)
+        self._keep(x, level, want, answer)
+        return answer
+
+    def with_fraction(self, x: Tensor, level: Level, want: Want = "score") -> tuple[Tensor, Tensor]:
+        """The model's prediction and the fraction of its learned variance."""
+        answer, fraction = self.models[0].with_fraction(x, level, want)
+        self._keep(x, level, want, answer)
+        return answer, fraction
+
+    def _keep(self, x: Tensor, level: Level, want: Want, answer: Tensor) -> None:
+        (model,) = self.models
+
+        def data() -> Tensor:
+            c_x, c_answer = convert(level, plane(model.process, level, want), plane(model.process, level, "data"))
+            return combine((c_x, x), (c_answer, answer)).to(x.dtype)
+
+        self._last = data
 
     def raw(self, x: Tensor, level: Level) -> Tensor:
         """A linear model's raw output."""

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_positive, unknown_keywords, warn_caller
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_positive, warn_caller
 from sdegen.level import Level, check_level
 from sdegen.processes.callables import Portable, module_behind, takes_one
 from sdegen.processes.process import Process
+from sdegen.scores.arguments import Predicts, check_conditions, check_predicts, check_time, check_time_dtype
 from sdegen.scores.conditions import Conditions, as_index
+from sdegen.scores.files import Saved
 from sdegen.scores.plane import Want, convert, plane
-from sdegen.tensors import STATE_NAMES, STATES, batch_time, call_score, check_type, combine, named
+from sdegen.tensors import STATE_NAMES, STATES, batch_time, call_score, check_type, combine, named, widen
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,23 +42,7 @@ __all__ = [
 ]
 
 TimeMap = Callable[[Level], Tensor]
-Predicts = Literal["score", "noise", "data", "v", "velocity", "edm", "energy"]
-_MEANT = {
-    "noise": "epsilon eps pred_noise noise_prediction epsilon_prediction",
-    "data": "x0 x_0 x_start xstart start_x pred_x0 pred_x_start x1 sample denoised "
-    "original_sample pred_original_sample",
-    "v": "v_prediction pred_v vprediction",
-    "velocity": "u flow flow_prediction rectified_flow vector_field flow_matching velocity_prediction",
-}
-"""What other libraries call the predictions."""
-
-
-def _meant(text: str) -> str | None:
-    """The prediction that another spelling, or another library's name, stands for."""
-    known = {name: name for name in get_args(Predicts)}
-    known |= {other: name for name, others in _MEANT.items() for other in others.split()}
-    close = difflib.get_close_matches(text.strip().lower().replace("-", "_"), known, n=1, cutoff=0.75)
-    return known[close[0]] if close else None
+_OPTIONS = ("predicts", "time", "sigma_data", "cast", "time_dtype", "module", "learned_variance")
 
 
 def level_time(level: Level) -> Tensor:
@@ -113,6 +98,8 @@ class Model(Portable, ABC):
     """Whether every prediction is linear in x and `raw(x, level)`, with the numbers that `coefficients` gives."""
     exact: ClassVar[bool] = False
     """Whether it is the exact score of a law, whose states are worth float64."""
+    learned_variance: bool = False
+    """Whether a variance is learned beside the prediction, of which `with_fraction` answers."""
     runs_forward: ClassVar[bool] = False
     """Whether time runs up, as for a `ForwardSDE`."""
     eta: ClassVar[Any] = None
@@ -128,6 +115,14 @@ class Model(Portable, ABC):
     @abstractmethod
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]`, a name or a pair `(p, q)`, at x `[B, *S]` and a level `[]` or `[B]`."""
+
+    def with_fraction(self, x: Tensor, level: Level, want: Want = "score") -> tuple[Tensor, Tensor]:
+        """The prediction `want` and the learned variance's fraction, both `[B, *S]`, by one evaluation.
+
+        `log variance = (1 - fraction) log small + fraction log large`: 0 is the posterior's variance, 1 that of the
+        forward kernel (Nichol & Dhariwal 2021, eq. 15). Raises InvalidArgumentError where none is learned.
+        """
+        raise InvalidArgumentError(f"{self} has no learned variance; see ScoreModel(..., learned_variance=True)")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         memo[id(self)] = twin = object.__new__(type(self))
@@ -166,7 +161,7 @@ class Model(Portable, ABC):
         self.sized(n)
 
 
-class ScoreModel(Model):
+class ScoreModel(Saved, Model):
     """A network, what it predicts and how it takes time; answers any prediction at any level of its process.
 
     `net(x [B, *S], time [B], **condition) -> [B, *S]`, time being `time(level)` on x's device and in x's dtype (or
@@ -180,11 +175,14 @@ class ScoreModel(Model):
     Conditions are per sample: tensors and arrays `[B, ...]` or `[1, ...]`, lists of B items, and dicts, lists and
     tuples of such, in any depth; each sample's part goes with it into every batch. Numbers, strings and `sd.shared`
     values are one for all.
+    With `learned_variance=True` the network returns `[B, 2C, *rest]` for x `[B, C, *rest]`: the prediction, and v in
+    [-1, 1], by which `ddpm("learned")` draws its noise; all else leaves v out.
     Every output is checked (`ScoreError`); another floating dtype is refused unless `cast=True`. A prediction for a
     half-precision x is returned in float32 where it had to be converted.
     """
 
     linear = True
+    _times: ClassVar = {f.__name__: f for f in (level_time, sigma_time, log_sigma_time, index_time)}
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -202,6 +200,7 @@ class ScoreModel(Model):
         cast: bool = False,
         time_dtype: torch.dtype | None = None,
         module: torch.nn.Module | None = None,
+        learned_variance: bool = False,
         **condition: Any,
     ) -> None:
         advice = "; for a general SDE give the score callable to sde.reverse(score)"
@@ -210,30 +209,20 @@ class ScoreModel(Model):
         if isinstance(net, type):
             raise InvalidTypeError(f"net must be an instance, got the class {net.__name__}: make one first")
         check_type(time, Callable | None, "time must be a function of a Level, as sd.model.index_time(1000)")
-        options = ("predicts", "time", "sigma_data", "cast", "time_dtype", "module")
-        for name in condition:
-            if difflib.get_close_matches(name, options, n=1, cutoff=0.8):
-                raise unknown_keywords("ScoreModel", [name], options)
+        check_conditions(condition, _OPTIONS)
         check_positive(sigma_data=sigma_data)
+        check_predicts(predicts, learned_variance)
         self.process = process
         self.net = net
         self.predicts = predicts
         self.time: TimeMap = time or (log_sigma_time if predicts == "edm" else level_time)
         if isinstance(self.time, index_time):
             self.time = self.time.on(process)
-        _check_time_dtype(time_dtype, time, process)
+        check_time_dtype(time_dtype, time, process)
         self._module, self._timeless = module, predicts == "energy" and takes_one(net, condition)
         self.sigma_data = sigma_data
-        self.cast, self.time_dtype = cast, time_dtype
+        self.cast, self.time_dtype, self.learned_variance = cast, time_dtype, learned_variance
         self._conditions = Conditions.of(condition)
-        if predicts not in get_args(Predicts) and not callable(predicts):
-            meant = _meant(str(predicts))
-            raise InvalidArgumentError(
-                f"unknown prediction {predicts!r}"
-                + (f", did you mean {meant!r}?" if meant else ".")
-                + f" What the network returns is one of {', '.join(map(repr, get_args(Predicts)))}, or a function "
-                "(process, level) -> (p, q)"
-            )
 
     def __call__(self, x: Tensor, level: Level, want: Want = "score") -> Tensor:
         """The prediction `want` `[B, *S]`, a name or a pair `(p, q)`, at x `[B, *S]` and a level `[]` or `[B]`."""
@@ -269,11 +258,14 @@ class ScoreModel(Model):
         known = p + q < math.inf  # a velocity is infinite where alpha leaves 0 with an infinite rate
         return known and p > 1e-6, known and q > 1e-6
 
-    def raw(self, x: Tensor, level: Level) -> Tensor:
-        """The network's own output at x `[B, *S]` (for 'energy' the score), checked."""
+    def raw(self, x: Tensor, level: Level, *, whole: bool = False) -> Tensor:
+        """The network's own output at x `[B, *S]` (for 'energy' the score), checked; `whole`: a learned variance's too.
+
+        Of `[B, 2C, *rest]` the first half, unless it is asked for whole.
+        """
         value = self.time(level)
         if type(value) is not Tensor or (value.ndim and value.shape != level.t.shape):
-            _check_time(value, level)
+            check_time(value, level)
         time = batch_time(value, x, self.time_dtype)
         condition = self._conditions.given(x.shape[0]) if self._conditions else {}
         if self.predicts == "energy":
@@ -281,7 +273,29 @@ class ScoreModel(Model):
         if self.predicts == "edm":
             c_in = 1 / torch.sqrt(level.sigma * level.sigma + (self.sigma_data * level.alpha) ** 2)
             x = combine((c_in, x)).to(x.dtype)
-        return call_score(self.net, x, time, condition, cast=self.cast)
+        if not self.learned_variance:
+            return call_score(self.net, x, time, condition, cast=self.cast)
+        both = torch.Size((x.shape[0], 2 * x.shape[1], *x.shape[2:]))
+        out = call_score(self.net, x, time, condition, cast=self.cast, shape=both)
+        return out if whole else out[:, : x.shape[1]]
+
+    def raw_and_fraction(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """`raw` and the learned variance's fraction `(v + 1)/2`, both `[B, *S]`, by one evaluation.
+
+        Raises InvalidArgumentError unless the model was made with learned_variance=True.
+        """
+        if not self.learned_variance:
+            super().with_fraction(x, level)
+        raw, v = self.raw(x, level, whole=True).chunk(2, 1)
+        return raw, (widen(v) + 1) / 2
+
+    def with_fraction(self, x: Tensor, level: Level, want: Want = "score") -> tuple[Tensor, Tensor]:
+        """The prediction `want` and the learned variance's fraction, both `[B, *S]`, by one evaluation."""
+        if self.learned_variance and not self.linear:
+            raise InvalidArgumentError(f"{type(self).__name__} answers by a __call__ of its own: give it with_fraction")
+        raw, fraction = self.raw_and_fraction(x, level)
+        c_x, c_raw = self.coefficients(level, want)
+        return combine((c_x, x), (c_raw, raw)), fraction
 
     def _force(self, x: Tensor, time: Tensor, condition: Mapping[str, Any]) -> Tensor:
         keep = torch.is_grad_enabled()
@@ -333,35 +347,10 @@ class ScoreModel(Model):
         return net
 
 
-def _check_time_dtype(dtype: Any, time: TimeMap | None, process: Process) -> None:
-    """Raises InvalidTypeError for what is no dtype of times, InvalidArgumentError where rounded t says nothing."""
-    if dtype is None:
-        return
-    whole = (torch.int16, torch.int32, torch.int64)
-    if dtype not in whole and not (type(dtype) is torch.dtype and dtype.is_floating_point):
-        raise InvalidTypeError(f"time_dtype must be torch.long or a floating torch.dtype, got {dtype!r}")
-    indices = float(process.t_min).is_integer() and float(process.t_max).is_integer() and process.t_max > 1
-    if dtype in whole and time is None and not indices:
-        raise InvalidArgumentError(
-            f"time_dtype={dtype} rounds t, which is in [{process.t_min:g}, {process.t_max:g}]: for a network trained "
-            "on indices give time=sd.model.index_time(T) with it, T its number of training steps"
-        )
-
-
 def _wraps_one_that_is_not(module: torch.nn.Module) -> bool:
     """Whether a module wraps one in eval mode: its own flag, which torch 2.4 leaves set, is no one's choice."""
     parts = list(module.children())
     return len(parts) == 1 and not parts[0].training
-
-
-def _check_time(value: Any, level: Level) -> None:
-    """Raises unless `time` made one number for each time of the level, or one for all."""
-    check_type(value, Tensor, "time(level) must return a tensor like level.t")
-    if value.numel() != 1 and value.shape != level.t.shape:
-        raise InvalidArgumentError(
-            f"time(level) must return a tensor like level.t, of shape {list(level.t.shape)}, got {list(value.shape)}: "
-            "a network gets one number for each sample as its time"
-        )
 
 
 def warn_if_training(net: torch.nn.Module | None) -> None:

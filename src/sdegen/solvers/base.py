@@ -68,6 +68,11 @@ class Solver(ABC):
     """The factor on an adaptive step."""
 
     @property
+    def learned_variance(self) -> bool:
+        """Whether its noise has the variance that a network learned beside its prediction."""
+        return False
+
+    @property
     def evals(self) -> int:
         """The network evaluations per step."""
         return 1

@@ -79,6 +79,11 @@ class PC(OneStep):
         return self.predictor.stochastic or self.corrector.stochastic
 
     @property
+    def learned_variance(self) -> bool:
+        """The predictor's."""
+        return self.predictor.learned_variance
+
+    @property
     def couples(self) -> bool:
         return self.predictor.couples or self.corrector.couples
 
@@ -125,6 +130,10 @@ class Wrapper(Solver):
     @property
     def stochastic(self) -> bool:
         return self.solver.stochastic
+
+    @property
+    def learned_variance(self) -> bool:
+        return self.solver.learned_variance
 
     @property
     def memory(self) -> int:

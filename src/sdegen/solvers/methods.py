@@ -21,6 +21,7 @@ from sdegen.solvers.stochastic import (
     EmbeddedHeun,
     EulerMaruyama,
     Milstein,
+    Posterior,
     ReverseDiffusion,
     StochasticHeun,
     StochasticRungeKutta,
@@ -55,17 +56,22 @@ def ancestral() -> Multistep:
     """Ancestral sampling: the exact posterior of the next level given x and the predicted data (Ho et al. 2020, eq. 7).
 
     k-diffusion's sample_euler_ancestral(eta=1) and azula's DDPM; score_sde's AncestralSamplingPredictor for VE (for VP
-    that one takes the forward variance beta instead of the posterior's). Karras grid; `ddpm()` is it on `natural`.
+    that one takes the forward variance beta, `ddpm("large")`). Karras grid; `ddpm()` is it on `natural`.
     """
     return Multistep(order=1, frame=DATA, eta=1.0, grid=karras)
 
 
-def ddpm() -> Multistep:
-    """DDPM's sampler with the posterior variance ("fixed small"; Ho et al. 2020, eq. 7), on any grid.
+@strict_keywords
+def ddpm(variance: str = "small") -> Multistep | Posterior:
+    """DDPM's sampler, on any grid (Ho et al. 2020, eq. 7): the posterior's mean, and noise of its variance, or of more.
 
-    diffusers' DDPMScheduler(variance_type="fixed_small", clip_sample=False), which may take only integer times.
+    variance: 'small', the posterior's; 'large', the forward kernel's, beta (their sec. 3.2); 'learned', between them by
+    what a `ScoreModel(..., learned_variance=True)` says (Nichol & Dhariwal 2021, eq. 15). diffusers'
+    DDPMScheduler(variance_type="fixed_small", "fixed_large" or "learned_range", clip_sample=False), which may take only
+    integer times.
     """
-    return Multistep(order=1, frame=DATA, eta=1.0, grid=natural)
+    check_known("variance", variance, ("small", "large", "learned"))
+    return Posterior(variance) if variance != "small" else Multistep(order=1, frame=DATA, eta=1.0, grid=natural)
 
 
 @strict_keywords

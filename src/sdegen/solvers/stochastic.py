@@ -1,4 +1,4 @@
-"""One-step methods in t: Euler-Maruyama, Milstein, Heun, a Runge-Kutta method of weak order 2; reverse diffusion."""
+"""One-step methods in t: Euler-Maruyama, Milstein, Heun, a Runge-Kutta method of weak order 2; and DDPM's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, strict_keywords
+from sdegen.errors import InvalidArgumentError, check_known, strict_keywords
 from sdegen.grids import Grid, natural
 from sdegen.level import Level
 from sdegen.noise.normals import NoiseSource
@@ -227,6 +227,63 @@ class ReverseDiffusion(OneStep):
         a, s = scored.process.kernel(next, now)
         out = combine((2 - a, x), (s * s, scored(x, now, "score")))
         return Step((out + like(s, out) * draw(noise, x, now, next)).to(x.dtype), carry)
+
+
+@strict_keywords
+@dataclass(frozen=True)
+class Posterior(OneStep):
+    """DDPM's step with a variance of its own: the posterior's mean given x and the predicted data, and more noise.
+
+    With the forward kernel `x_now = a x_next + s noise`, `r = sigma_next/sigma_now`:
+
+        x_next = a r^2 x_now + alpha_next (s/sigma_now)^2 data + s r^(1 - fraction) z.
+
+    Weak order 1. At fraction 0 it is the posterior itself, `ddpm()`.
+
+    Args:
+        variance: 'large', the forward kernel's (fraction 1); or 'learned', for each element what the network says,
+            `log variance` being linear in it between both.
+        grid: the method's own grid.
+
+    Raises:
+        InvalidArgumentError: another variance, or at a solve's begin a 'learned' one that the model has not.
+
+    Source: Ho et al. (2020), sec. 3.2; Nichol & Dhariwal (2021), eq. 15.
+    """
+
+    variance: str = "large"
+    grid: Grid = field(default=natural, repr=False)
+    stochastic = True
+    convergence = 1
+
+    def __post_init__(self) -> None:
+        check_known("variance", self.variance, ("large", "learned"))
+
+    @property
+    def learned_variance(self) -> bool:
+        return self.variance == "learned"
+
+    def init(self, model: Reverse, x: Tensor, now: Level) -> tuple[()]:
+        if not check_score_model(self, model).learned_variance and self.learned_variance:
+            raise InvalidArgumentError(
+                f"{self} draws its noise by the variance that the network learned, and {model} has none: give "
+                "ScoreModel(..., learned_variance=True) where the network returns twice the channels, else take ddpm()"
+            )
+        return ()
+
+    def step(self, model: Reverse, x: Tensor, now: Level, next: Level, carry: Carry, noise: NoiseSource | None) -> Step:
+        scored = check_score_model(self, model)
+        a, s = scored.process.kernel(next, now)
+        ratio, share = next.sigma / now.sigma, s / now.sigma
+        if self.learned_variance:
+            data, fraction = scored.with_fraction(x, now, "data")
+        else:
+            data, fraction = scored(x, now, "data"), None
+        out = combine((a * ratio * ratio, x), (next.alpha * share * share, data))
+        spread = like(s, out)
+        if fraction is not None:
+            spread = spread * torch.exp((1 - fraction) * like(ratio.log(), out))
+        return Step((out + spread * draw(noise, x, now, next)).to(x.dtype), carry)
 
 
 @strict_keywords
