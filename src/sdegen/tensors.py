@@ -271,8 +271,8 @@ def _channels(got: torch.Size, given: torch.Size, wanted: torch.Size) -> str:
         return "; with learned_variance=True these are a prediction and a variance" + "; leave it out" * (not other)
     if wanted != given or len(other) != 1 or got[0] != given[0] or got[other[0]] != 2 * given[other[0]]:
         return ""
-    learned = "ScoreModel(..., learned_variance=True), or for the prediction alone " * (other == [1])
-    return f"; twice the channels are a prediction and a variance: {learned}net(x, t).chunk(2, {other[0]})[0]"
+    both, alone = "ScoreModel(..., learned_variance=True), or " * (other == [1]), "lambda x, t: net(x, t).chunk"
+    return f"; twice the channels are a prediction and a variance: {both}{alone}(2, {other[0]})[0] for the first"
 
 
 def how_to_take(out: Any) -> str:

@@ -226,6 +226,8 @@ class ReverseSDE(Portable):
     eta: float = 1.0
     answers: ClassVar[bool] = False
     """Whether it answers predictions at a level, as a score model does; here drift and diffusion are all there is."""
+    prior: ClassVar[Any] = None
+    """Nothing is known of the data where a call does not say it."""
     runs_forward: ClassVar[bool] = False
     """Whether time runs up, from data to noise."""
 

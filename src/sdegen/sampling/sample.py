@@ -123,6 +123,7 @@ def draw(
                 check_cost(control, solver, nfe, denoise and model.answers)
         if control.runs_down(model.process) is False:
             raise InvalidArgumentError("sample runs from noise to data: times must decrease (sd.encode runs them up)")
+        prior = model.prior if prior is None else prior
         law = None if prior is None else as_law(prior, event, model.process)
         net = model.module
         dtype, device = states_kind(net, x, [n, *event], law, dtype, device, model.device)
@@ -210,8 +211,8 @@ sample.__doc__ = """n samples `[n, *S]` from noise, each a function of its own s
         batch_size: how many samples the network sees at once: always that many, the last batch filled up, so that a
             sample's bits do not depend on n. With tol, samples that are done leave the batch and others enter.
         prior: what is known of the data, for a start that holds a share of them: `(mean, std)`, each a number or
-            `[*S]`, `sd.Gaussian(mean, cov=cov)`, or any law with `sample` and `log_prob` at a level. States start from
-            its law at the first time, instead of from noise alone.
+            `[*S]`, `sd.Gaussian(mean, cov=cov)`, or any law with `sample` and `log_prob` at a level; None for what the
+            model knows. States start from its law at the first time, instead of from noise alone.
         denoise: end with the predicted data at the last level, one evaluation more, instead of the state there (a
             `ReverseSDE` ends with the state). None: yes, unless the grid has an end of its own.
         noise: makes the source from a batch's seeds `[B]`: `White` if None, `Brownian` with tol.

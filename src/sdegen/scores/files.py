@@ -73,7 +73,7 @@ class Saved:
             "config": _config(found),
             "tied": tied,
             "process": process,
-            "predicts": model.predicts if isinstance(model.predicts, str) else {"own": named(model.predicts)},
+            "predicts": _recorded(model.predicts),
             "time": _time(model.time, self._times),
             "time_dtype": None if model.time_dtype is None else str(model.time_dtype).removeprefix("torch."),
             "sigma_data": float(model.sigma_data),
@@ -226,10 +226,15 @@ def _time(time: Any, known: Mapping[str, Any]) -> Any:
             return name
         if type(time) is value:
             return {name: time.steps}
+    return _recorded(time)
+
+
+def _recorded(part: Any) -> Any:
+    """A part of a model as plain data; of one that is the user's own, what it is called."""
     try:
-        return recorded(time)
+        return recorded(part)
     except InvalidArgumentError:
-        return {"own": named(time)}
+        return {"own": named(part)}
 
 
 def _read(path: Path, cls: type[Saved], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -246,6 +251,8 @@ def _read(path: Path, cls: type[Saved], given: Mapping[str, Any]) -> tuple[dict[
             said[name] = given[name] if name in given else _not_own(name, said[name], path)
         if "process" not in given:
             said["process"] = _restored_process(said["process"], parts)
+        if "predicts" not in given:
+            said["predicts"] = restored(said["predicts"])
         if "time" not in given:
             said["time"] = _restored_time(said["time"], cls._times)
         said["time_dtype"] = None if said["time_dtype"] is None else getattr(torch, said["time_dtype"])
@@ -306,10 +313,8 @@ def _restored_time(value: Any, known: Mapping[str, Any]) -> Any:
     """The function of a level that is recorded by its name, made where it has a number of steps."""
     if isinstance(value, str):
         return known[value]
-    if "object" in value:
-        return restored(value)
-    ((name, steps),) = value.items()
-    return known[name](steps)
+    name = next(iter(value))
+    return known[name](value[name]) if name in known else restored(value)
 
 
 def _config(module: torch.nn.Module) -> Any:

@@ -51,6 +51,11 @@ class ModelMap(Model):
         return self.models[0].device
 
     @property
+    def prior(self) -> Any:
+        """What the first one knows of the data."""
+        return self.models[0].prior
+
+    @property
     def learned_variance(self) -> bool:  # type: ignore[override]
         """Whether the first one has a learned variance."""
         return self.models[0].learned_variance

@@ -98,6 +98,8 @@ class Model(Portable, ABC):
     """Whether every prediction is linear in x and `raw(x, level)`, with the numbers that `coefficients` gives."""
     exact: ClassVar[bool] = False
     """Whether it is the exact score of a law, whose states are worth float64."""
+    prior: Any = None
+    """What is known of the data, as `sample(prior=...)` takes it, where a call does not say it."""
     learned_variance: bool = False
     """Whether a variance is learned beside the prediction, of which `with_fraction` answers."""
     runs_forward: ClassVar[bool] = False
