@@ -157,3 +157,88 @@ def test_names_exist(path):
             assert i or attribute in (*sd.__all__, "__version__"), f"{named(path)}: sd.{name} is not public"
             assert hasattr(value, attribute), f"{named(path)}: sd.{name} does not exist"
             value = getattr(value, attribute)
+
+
+def networks_people_have():
+    """What README's table calls by name: stand-ins that are called as their libraries call them."""
+
+    class Net(torch.nn.Linear):
+        def forward(self, x, t):
+            return 0.5 * super().forward(x) * (1 + 0 * t[:, None])
+
+    class Denoiser(Net):
+        sigma_min, sigma_max, sigma_data = 0.002, 80.0, 0.5
+
+        def round_sigma(self, sigma):
+            return sigma
+
+    class Raw(torch.nn.Module):
+        def forward(self, sample, timestep, encoder_hidden_states):
+            return (0.5 * sample + 0 * encoder_hidden_states.mean(1),)
+
+    betas = torch.linspace(1e-4, 0.02, 1000)
+    kind = types.SimpleNamespace
+    net = Denoiser(2, 2).eval()
+    diffusion = kind(
+        model=net,
+        betas=betas,
+        objective="pred_noise",
+        model_mean_type=kind(name="EPSILON"),
+        model_var_type=kind(name="FIXED_LARGE"),
+    )
+    scheduler = pytest.importorskip("diffusers").DDIMScheduler(clip_sample=False)
+
+    class Estimator(Net):
+        condition_shape, input_shape, t_min, t_max = (3,), (2,), 1e-3, 1.0
+        mean_0, std_0 = torch.zeros(1, 2), torch.ones(1, 2)
+
+        def score(self, input, condition, time):
+            return -input
+
+        def forward(self, input, condition, time):
+            return -input
+
+        def mean_t_fn(self, times):
+            return torch.cos(times)[..., None]
+
+        def std_fn(self, times):
+            return torch.sin(times)[..., None]
+
+    class Posterior(torch.nn.Module):
+        def schedule(self, t):
+            return torch.cos(1.57 * t)[..., None], 1e-3 + torch.sin(1.57 * t)[..., None]
+
+        def forward(self, x, t):
+            return kind(mean=0.5 * x)
+
+    return {
+        "sd": sd,
+        "net": net,
+        "wide": lambda x, t: torch.cat([x, 0 * x], 1),
+        "energy": lambda x, t: (x**2).sum(1) / 2,
+        "betas": betas,
+        "denoiser": net,
+        "diffusion": diffusion,
+        "estimator": Estimator(2, 2).eval(),
+        "x": torch.zeros(3),
+        "pipe": kind(unet=Raw().eval(), scheduler=scheduler),
+        "words": torch.zeros(3, 5, 2),
+    }, {"azula": {"denoiser": Posterior().eval()}}
+
+
+def rows_of_networks():
+    """The lines of code in README's table of networks."""
+    text = (ROOT / "README.md").read_text()
+    rows = text[text.index("| your network | one line |") :].split("\n\n")[0].splitlines()[2:]
+    return [line for row in rows for line in re.findall(r"`(sd\.(?!ddpm)[^`]*)`", row)]
+
+
+@pytest.mark.parametrize("line", rows_of_networks())
+def test_every_line_for_a_network_makes_a_model(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known, others = networks_people_have()
+    known |= next((own for name, own in others.items() if f".{name}(" in line), {})
+    sd.ScoreModel(sd.EDM(), known["net"], "data").save("model.safetensors")
+    model = eval(line, known)  # noqa: S307 - the documentation's own lines
+    assert sd.sample(model, (3, 2), nfe=4, seed=0).isfinite().all()
+    assert sd.ScoreModel is type(model)

@@ -125,7 +125,7 @@ def run_to(
     now, next, control = controller.init(model.process, x)
     x = x.clone(memory_format=torch.contiguous_format)
     watched = PreviewModel(model) if observe is not None and previews and model.answers else None  # type: ignore[arg-type]
-    rules = _rules(watched or model, x, controller, control, solver, noise, dense or event is not None)
+    rules = rules_for(watched or model, x, controller, control, solver, noise, dense or event is not None)
     state = State(x, (), now, next, control, 0, 0, None)
     path: list[Any] = []
     steps = len(rules.levels) - 1 if rules.levels else None
@@ -169,7 +169,7 @@ def run_to(
     return solution(rules, state, done, path, kept), state.now
 
 
-def _rules(model: Any, x: Tensor, controller: Any, control: Any, solver: Solver, noise: Any, between: bool) -> Rules:
+def rules_for(model: Any, x: Tensor, controller: Any, control: Any, solver: Solver, noise: Any, between: bool) -> Rules:
     """What does not change in the solve; the steps of a known grid have solvers of their own."""
     levels: tuple[Level, ...] = controller.levels(control)
     parts = () if between else controller.parts(solver, model, control)

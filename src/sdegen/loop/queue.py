@@ -77,6 +77,34 @@ def adapted(
     return Queue(source, size, process, control, solver, dense, event, observe).solve(progress)
 
 
+def rules_alone(
+    process: SDE, model: Any, solver: Solver, noise: Any, control: Adaptive, event: EventFinder | None = None
+) -> Rules:
+    """What does not change in attempts whose controller keeps each row's fate."""
+    watch = not torch.is_inference_mode_enabled()
+    return Rules(process, model, solver, noise, control, event=event, alone=True, watch=watch)
+
+
+def blank_state(process: SDE, control: Adaptive, solver: Solver, model: Any, x: Tensor) -> State | None:
+    """The state before the first attempt, which is one of no length; None for a solver that has to be asked first."""
+    now, next, pace = control.init(process, x)
+    # with a blank past the first evaluation is an attempt of no length, in one batch with the others' attempts
+    carry = solver.blank(model, x, now) if len(x) else ()
+    return None if carry is None else State(x, carry, now, next, pace, 0, 0, None)
+
+
+def asked_state(process: SDE, control: Adaptive, solver: Solver, model: Any, x: Tensor) -> tuple[State, int]:
+    """The state before the first attempt, its length chosen by the solver; evaluations made beyond its `init_evals`."""
+    now, _, pace = control.init(process, x)
+    carry = solver.init(model, x, now)
+    step, evals = None, 0
+    if control.settings.first_step is None:
+        last = Level(*(v.to(home(x.device)) for v in control.last))
+        step, evals = solver.first_step(model, x, now, last, carry, control.norm)
+    next, pace = control.leaving(process, now, pace, step)
+    return State(x, carry, now, next, pace, 0, 0, None), evals
+
+
 class Queue:
     """The mutable side of an adaptive solve: who is in the batch, who is done, and what was passed."""
 
@@ -142,9 +170,7 @@ class Queue:
         model = self.source.model(index)
         if self.observe is not None and model.answers:
             model = PreviewModel(model)
-        noise = self.source.noise(index)
-        watch = not torch.is_inference_mode_enabled()
-        return Rules(self.process, model, self.solver, noise, self.control, event=self.event, alone=True, watch=watch)
+        return rules_alone(self.process, model, self.solver, self.source.noise(index), self.control, self.event)
 
     def _where(self) -> str:
         if self.batch is None:
@@ -166,22 +192,15 @@ class Queue:
         index = torch.arange(self.taken, self.taken + count, device="cpu")
         self.taken += count
         x, model = self.source.start(index), self.source.model(index)
-        now, next, pace = self.control.init(self.process, x)
-        # with a blank past the first evaluation is an attempt of no length, in one batch with the others' attempts
-        carry, evals = self.solver.blank(model, x, now) if count else (), self.solver.init_evals
-        if carry is None:
+        state, evals = blank_state(self.process, self.control, self.solver, model, x), self.solver.init_evals
+        if state is None:
             if self.fixed:  # the network sees as many as ever
                 index = torch.cat([index, index[:1].expand(self.size - count)])
                 x, model = self.source.start(index), self.source.model(index)
-                now, next, pace = self.control.init(self.process, x)
-            carry, step = self.solver.init(model, x, now), None
-            if self.control.settings.first_step is None:
-                last = Level(*(v.to(home(x.device)) for v in self.control.last))
-                step, more = self.solver.first_step(model, x, now, last, carry, self.control.norm)
-                evals += more
-            next, pace = self.control.leaving(self.process, now, pace, step)
-        self.init_evals.append(torch.full((count,), evals, dtype=torch.int32, device=pace.tries.device))
-        entered = Batch(index, State(x, carry, now, next, pace, 0, 0, None))
+            state, more = asked_state(self.process, self.control, self.solver, model, x)
+            evals += more
+        self.init_evals.append(torch.full((count,), evals, dtype=torch.int32, device=state.control.tries.device))
+        entered = Batch(index, state)
         return entered if len(index) == count else entered.take(torch.arange(count, device="cpu"))
 
     def _piece(self, which: Tensor, before: State, after: State) -> Piece:
