@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 
 import numpy as np
@@ -323,3 +324,100 @@ def test_zero_terminal_snr_has_no_signal_at_its_first_level(unet):
 def test_mistakes_are_one_clear_error(unet, call, says):
     with pytest.raises((sd.InvalidArgumentError, sd.InvalidTypeError), match=says):
         call(unet)
+
+
+@pytest.mark.parametrize(
+    "stock",
+    [
+        ddim(),
+        scheduler("EulerDiscreteScheduler", SD15),
+        scheduler("FlowMatchEulerDiscreteScheduler"),
+        scheduler("EDMEulerScheduler"),
+    ],
+)
+@pytest.mark.parametrize("process", [sd.VP(), sd.EDM(1e-3, 1e4), sd.Flow(), sd.DiscreteVP()])
+def test_a_grid_has_its_levels_on_other_processes(unet, stock, process):
+    own = adapter.model(unet, stock).process
+    grid = adapter.grid(stock)
+    wanted, found = (grid(on, 6).level.lam for on in (own, process))
+    low, high = (float(process.level(t).lam) for t in (process.t_max, process.t_min))
+    torch.testing.assert_close(found.clamp(min=-9), wanted.clamp(max(low, -9.0), high), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sigmas", ["", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+def test_lms_ends_at_zero_where_its_last_sigma_is_the_tables(unet, sigmas):
+    stock = scheduler("LMSDiscreteScheduler", **({sigmas: True} if sigmas else {}))
+    grid, model, x = adapter.grid(stock), adapter.model(unet, stock), randn(*SHAPE)
+    start = x / float(grid(model.process, 8).level.alpha[0])
+    ours = sd.sample(model, SHAPE, x=x, steps=8, solver=sd.lms(4), grid=grid)
+    assert gap(ours, theirs(stock, unet, start, 8)) < 1e-6
+
+
+def test_a_shift_below_one_reaches_its_last_sigma(unet):
+    stock = scheduler("FlowMatchEulerDiscreteScheduler", shift=0.5)
+    x = randn(*SHAPE)
+    ours = sd.sample(adapter.model(unet, stock), SHAPE, x=x, nfe=5, solver=STRAIGHT, grid=adapter.grid(stock))
+    stock.set_timesteps(5)
+    with torch.no_grad():
+        for t in stock.timesteps:
+            x = stock.step(unet(x, t).sample, t, x).prev_sample
+    assert gap(ours, x) < 3e-7
+
+
+class FluxLike(torch.nn.Linear):
+    """Called as Flux: its time is no second argument, and in [0, 1]."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.seen = []
+
+    def forward(self, hidden_states, words=None, timestep=None):
+        self.seen.append(float(timestep[0]))
+        return (super().forward(hidden_states),)
+
+
+class Around(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **options):
+        return self.module(*args, **options)
+
+
+def test_networks_are_known_behind_what_is_around_them():
+    flow = scheduler("FlowMatchEulerDiscreteScheduler")
+    net = FluxLike().eval()
+    for around in (net, Around(net).eval(), functools.partial(net, words=None), net.forward):
+        net.seen.clear()
+        sd.sample(adapter.model(around, flow), (2, 2), nfe=4)
+        assert net.seen[0] == 1.0
+        assert max(net.seen) <= 1.0
+    function = lambda x, t: net(x, timestep=t / 1000)  # noqa: E731
+    with pytest.raises(sd.InvalidArgumentError, match="level_time"):
+        adapter.model(function, flow)
+    sd.sample(adapter.model(function, flow, time=lambda level: 1000 * level.t), (2, 2), nfe=4)
+    assert max(net.seen) <= 1.0
+
+
+def test_networks_that_pipelines_turn_are_refused():
+    class Lumina2Net(torch.nn.Linear):
+        def forward(self, hidden_states, timestep):
+            return hidden_states
+
+    flow = scheduler("FlowMatchEulerDiscreteScheduler")
+    with pytest.raises(sd.InvalidArgumentError, match="sign"):
+        adapter.model(Lumina2Net(2, 2), flow)
+
+
+def test_half_precision_behind_a_function_keeps_whole_times():
+    seen = []
+
+    class Net(torch.nn.Linear):
+        def forward(self, x, timestep):
+            seen.append(float(timestep[0]))
+            return x
+
+    net = Net(2, 2).bfloat16().eval()
+    sd.sample(adapter.model(lambda x, t: net(x, t), ddim()), (2, 2), nfe=5, grid=adapter.grid(ddim()))
+    assert seen == [801.0, 601.0, 401.0, 201.0, 1.0]

@@ -563,3 +563,137 @@ def test_a_run_is_held_to_its_times(plain):
     assert len(lazy.timesteps) == 10
     with pytest.raises(sd.InvalidArgumentError, match="one by one"):
         list(lazy.timesteps)
+
+
+def asked(scheduler, net, x, change=lambda x: x, n=6):
+    """A loop whose states go through a function on their way."""
+    scheduler.set_timesteps(n)
+    for t in scheduler.timesteps:
+        x = change(x)
+        with torch.no_grad():
+            x = scheduler.step(net(x, t).sample, t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("tol", [None, 1e-2])
+@pytest.mark.parametrize("solver", [sd.adams(), sd.tsit5(), sd.bogacki_shampine(), sd.heun()])
+def test_states_that_are_copied_are_the_same_states(plain, solver, tol):
+    """As in DiT's pipeline with guidance; methods that carry a slope ask first inside of a step."""
+    if tol is not None and solver == sd.heun():
+        pytest.skip("heun has no error estimate")
+    net, _ = plain
+    scheduler, x = adapter.Scheduler(solver, config=ddim(), tol=tol), randn(1, 3, 8, 8)
+    known = asked(scheduler, net, x)
+    assert torch.equal(asked(scheduler, net, x, torch.clone), known)
+
+
+@pytest.mark.parametrize("solver", [sd.adams(), sd.tsit5()])
+def test_methods_that_never_ask_at_the_state_refuse_changes_of_it(plain, solver):
+    scheduler = adapter.Scheduler(solver, config=ddim())
+    with pytest.raises(sd.InvalidArgumentError, match="inpainting"):
+        asked(scheduler, plain[0], randn(1, 3, 8, 8), lambda x: x * 1.01)
+
+
+def test_a_solver_that_moves_the_state_first_begins_where_it_does_not(plain):
+    """Churn's first step from t_max adds nothing; elsewhere the pipeline has asked at the wrong state."""
+    churn = adapter.Scheduler(sd.edm(1, churn=4.0), config=ddim(), grid=adapter.grid(ddim()))
+    with pytest.raises(sd.InvalidArgumentError, match="moves the state before it asks"):
+        asked(churn, plain[0], randn(1, 3, 8, 8))
+
+
+def test_a_run_that_was_prepared_outside_runs_in_inference_mode(plain):
+    scheduler, x = adapter.Scheduler(sd.unipc(3), config=ddim()), randn(1, 3, 8, 8)
+    known = asked(scheduler, plain[0], x)
+    with torch.inference_mode():
+        assert torch.equal(asked(scheduler, plain[0], x.clone()), known)
+
+
+def test_sigmas_and_mu_of_a_flow_are_shifted_times():
+    config = diffusers.DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+    )
+    scheduler = adapter.Scheduler(sd.dpmpp(2), config=config)
+    sigmas = torch.linspace(1.0, 0.25, 4)
+    scheduler.set_timesteps(sigmas=sigmas, mu=0.9)
+    e = torch.exp(torch.tensor(0.9))
+    torch.testing.assert_close(scheduler.timesteps, 1000 * e / (e + 1 / sigmas - 1))
+    with pytest.raises(sd.InvalidArgumentError, match="no shift"):
+        adapter.Scheduler(sd.dpmpp(2), config=ddim()).set_timesteps(5, mu=0.9)
+
+
+def test_runs_are_prepared_for_exactly_what_was_given():
+    scheduler = adapter.Scheduler(sd.ddim(), config=diffusers.FlowMatchEulerDiscreteScheduler())
+    for middle in (0.50001, 0.50004):
+        scheduler.set_timesteps(sigmas=torch.tensor([1.0, middle, 0.2]))
+        assert float(scheduler.timesteps[1]) == pytest.approx(1000 * middle, abs=1e-3)
+    scheduler.set_timesteps(5)
+    first = scheduler.timesteps
+    scheduler.solver = sd.heun()
+    scheduler.set_timesteps(5)
+    assert len(scheduler.timesteps) == 2 * len(first) - 1
+
+
+def test_schedulers_made_from_ours_are_their_own():
+    config = adapter.Scheduler(sd.unipc(3), config=ddim()).config
+    karras = diffusers.EulerDiscreteScheduler.from_config(config, use_karras_sigmas=True)
+    scheduler = adapter.Scheduler(sd.edm(1), config=karras, grid=adapter.grid(karras))
+    scheduler.set_timesteps(5)
+    karras.set_timesteps(5)
+    torch.testing.assert_close(scheduler.timesteps.float(), karras.timesteps, rtol=0, atol=1e-3)
+    other = diffusers.EDMEulerScheduler.from_config(config)
+    assert isinstance(adapter.model(lambda x, t: x, other).process, sd.EDM)
+
+
+def test_edm_scales_its_input_whatever_the_first_sigma():
+    stock = diffusers.EDMEulerScheduler(sigma_max=1.0)
+    scheduler = adapter.Scheduler(sd.edm(1), config=stock)
+    for one in (scheduler, stock):
+        one.set_timesteps(5)
+    x = randn(2, 3, 8, 8)
+    t = scheduler.timesteps[0]
+    assert gap(scheduler.scale_model_input(x, t), x / (1 + 0.25) ** 0.5) < 1e-6
+
+
+def test_in_ddims_pipeline_and_what_else_pipelines_ask(plain):
+    net, _ = plain
+    pipe = quiet(diffusers.DDIMPipeline(net, ddim()))
+    pipe.scheduler = scheduler = adapter.Scheduler(sd.heun(), config=ddim())
+    assert pipe(num_inference_steps=3, output_type="np").images.shape == (1, 8, 8, 3)
+    x, noise, t = randn(2, 3, 8, 8), randn(2, 3, 8, 8, seed=2), torch.tensor([3, 900])
+    assert gap(scheduler.get_velocity(x, noise, t), ddim().get_velocity(x, noise, t)) < 1e-6
+    lazy = adapter.Scheduler(sd.tsit5(), config=ddim(), tol=1e-2)
+    lazy.set_timesteps(5)
+    with pytest.raises(sd.InvalidArgumentError, match="needs a grid"):
+        _ = lazy.timesteps < 500
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: adapter.Scheduler(sd.adapters.torchdiffeq("dopri5"), config=ddim()), "loop of its own"),
+        (lambda: adapter.Scheduler(sd.heun(), config=ddim(), grid="karras"), "grid must be"),
+        (
+            lambda: adapter.Scheduler(sd.Plan.of(sd.unipc(2), sd.DiscreteVP(), 6), config=ddim()).set_timesteps(5),
+            "num_inference_steps=7",
+        ),
+    ],
+)
+def test_what_cannot_be_driven_is_refused(call, says):
+    with pytest.raises((sd.InvalidArgumentError, sd.InvalidTypeError), match=says):
+        call()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"tensor": [1.0], "dtype": "floot"},
+        {"tensor": [1.0], "dtype": "load"},
+        {"float": "abc"},
+        {"partial": {"function": "sdegen.grids.spacings:karras"}, "args": None, "keywords": {}},
+        {"own": "Mine()"},
+        {"a": 1},
+    ],
+)
+def test_records_that_are_none_are_named(record):
+    with pytest.raises(sd.InvalidArgumentError, match="record"):
+        adapter.Scheduler.from_config({**ddim().config, "solver": record})

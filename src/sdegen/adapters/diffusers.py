@@ -7,8 +7,10 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
@@ -16,23 +18,26 @@ from torch import Tensor
 
 from sdegen.adapters.networks import unwrapped
 from sdegen.adapters.runs import Parts, Run
-from sdegen.adapters.stock import OURS, StockGrid, changed, clipped, law_of, scheduler_name, stock_of
+from sdegen.adapters.stock import OURS, Ours, StockGrid, changed, clipped, law_of, scheduler_name, stock_of
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief
 from sdegen.grids.spacings import Grid
+from sdegen.level import Level
 from sdegen.loop.arguments import check_solver
 from sdegen.loop.tolerance import PI
+from sdegen.processes.callables import module_behind
 from sdegen.processes.records import recorded, restored
 from sdegen.processes.schedules import Flow
 from sdegen.scores.model import Model, ScoreModel, TimeMap
 from sdegen.solvers.base import Solver
 from sdegen.solvers.methods import default
-from sdegen.tensors import combine
+from sdegen.tensors import check_type, combine
 
-_HALF = (torch.float16, torch.bfloat16)
 _KEPT = 8
 """How many runs a scheduler keeps prepared."""
-_UNIT_TIME = ("AuraFlow", "Chroma", "Flux", "LongCatImage", "OvisImage", "QwenImage")
+_UNIT_TIME = ("AuraFlow", "Chroma", "Flux", "Krea2", "LongCatImage", "OvisImage", "PRX", "QwenImage")
 """Families of networks that take t in [0, 1]: their pipelines divide the time by the number of training steps."""
+_TURNED = ("HiDream", "Lumina", "NucleusMoE", "ZImage")
+"""Families whose pipelines turn the sign of the output, some the time too."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,14 @@ def model(
         scheduler: a scheduler, its config, or a `Scheduler` of ours.
         time: a function of the `Level` in place of the scheduler's own time, as `sd.model.level_time` for a network
             that takes t in [0, 1]. Flux's kin are known by their names.
-        time_dtype: of the time; None for x's, or float32 where a network of half the precision would lose digits.
+        time_dtype: of the time; None for float32, which networks of half the precision need, or float64 where they
+            are of that.
         learned_variance: whether it returns twice the channels; None for what network and scheduler say.
         condition: the network's own arguments, as `encoder_hidden_states`, per sample or `sd.shared`.
 
     Raises:
-        InvalidArgumentError: a prediction or a kind of scheduler that is unknown.
+        InvalidArgumentError: a prediction or a kind of scheduler that is unknown; a network whose pipelines call it
+            otherwise.
         InvalidTypeError: `scheduler` is neither a scheduler nor a config.
 
     Source: Ho et al. (2020); Salimans & Ho (2022); Karras et al. (2022); Lipman et al. (2023).
@@ -87,18 +94,17 @@ def model(
     law = law_of(stock)
     if not callable(network):
         raise InvalidTypeError(f"network must be callable, as pipe.unet or pipe.transformer, got {brief(network)}")
-    names = list(inspect.signature(getattr(network, "forward", network)).parameters)
-    name = next((n for n in names if n in ("timestep", "timesteps")), None)
-    own = getattr(network, "config", None) or {}
+    parts = _parts(network)
     if learned_variance is None:
+        own = next((c for part in parts if isinstance(c := getattr(part, "config", None), Mapping)), {})
         twice = own.get("out_channels") == 2 * (own.get("in_channels") or 0) > 0
         learned_variance = twice or str(stock.config.get("variance_type")).startswith("learned")
-    if time_dtype is None and any(p.dtype in _HALF for p in getattr(network, "parameters", tuple)()):
+    if time_dtype is None and any(p.dtype != torch.float64 for part in parts for p in part.parameters()):
         time_dtype = torch.float32
-    unit = isinstance(law.process, Flow) and type(network).__name__.startswith(_UNIT_TIME)
+    unit = time is None and isinstance(law.process, Flow) and _has_unit_time(network, parts)
     made = ScoreModel(
         law.process,
-        Network(network, name, law.sign),
+        Network(network, _time_name(network, parts), law.sign),
         law.predicts,
         time=time or (replace(law.time, unit=True) if unit else law.time),
         time_dtype=time_dtype,
@@ -108,6 +114,53 @@ def model(
         **condition,
     )
     return clipped(made, stock.config)
+
+
+def _parts(network: Any) -> list[Any]:
+    """The modules of a network, those around others first."""
+    found = module_behind(network)
+    return [] if found is None else list(found.modules())
+
+
+def _time_name(network: Any, parts: Sequence[Any]) -> str | None:
+    """What a network calls its time; None where that is told by its place."""
+    takes = _takes(network)
+    several = any(kind is inspect.Parameter.VAR_KEYWORD for kind in takes.values())
+    for names in (takes, *(map(_takes, parts) if several else ())):
+        for name in ("timestep", "timesteps"):
+            if name in names:
+                return name
+    return None
+
+
+def _takes(network: Any) -> dict[str, Any]:
+    """The arguments of a network by their kinds; none of what has no signature."""
+    try:
+        found = inspect.signature(getattr(network, "forward", network)).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: parameter.kind for name, parameter in found.items()}
+
+
+def _has_unit_time(network: Any, parts: Sequence[Any]) -> bool:
+    """Whether a flow's network takes t in [0, 1].
+
+    Raises InvalidArgumentError where a function around one may have divided its time already, and for families whose
+    pipelines turn sign or time.
+    """
+    families = {type(part).__name__ for part in parts}
+    unit, turned = (any(name.startswith(kinds) for name in families) for kinds in (_UNIT_TIME, _TURNED))
+    if turned:
+        raise InvalidArgumentError(
+            "pipelines of this network turn the sign of its output, some its time too: give the model a function that "
+            "does what they do, and time=..., as model(lambda x, t, **more: -net(...), scheduler, time=...)"
+        )
+    if unit and isinstance(network, FunctionType):
+        raise InvalidArgumentError(
+            "this function calls a network that takes t in [0, 1]: say what the function takes, "
+            "time=sd.model.level_time for that, or time=lambda level: 1000 * level.t"
+        )
+    return unit
 
 
 def grid(
@@ -134,10 +187,11 @@ def grid(
     law_of(stock)
     if stock is not scheduler and not scheduler_name(scheduler):
         raise InvalidArgumentError("this config does not say whose it is, and grids differ: give the scheduler itself")
-    return StockGrid({**stock.config, "scheduler_class": type(stock).__name__}, mu, sigmas)
+    known = {key: value for key, value in stock.config.items() if not key.startswith("_")}
+    return StockGrid({**known, "scheduler_class": type(stock).__name__}, mu, sigmas)
 
 
-class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class Scheduler(Ours, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A solver as a scheduler of diffusers: `pipe.scheduler = Scheduler(sd.unipc(3), config=pipe.scheduler.config)`.
 
     A pipeline calls its network at `timesteps` and hands each output to `step`. So any solver runs in it: those that
@@ -172,11 +226,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         solver = default() if solver is None else solver
         check_solver(solver, None)
         law = law_of(stock)
+        if grid is not None:
+            check_type(grid, Callable, "grid must be a grid such as sd.grids.karras, or grid(scheduler)")
         if tol is not None:
             PI(tol=tol).bind(solver, law.process, torch.float32)
+            tol = float(tol)
+        if solver.own_steps is not None and solver.own_error is None:
+            raise InvalidArgumentError(f"{solver} runs a loop of its own, and asks nothing of a pipeline's")
         self.solver, self.grid, self.tol = solver, grid, tol
-        self.init_noise_sigma = law.start
-        known = {key: value for key, value in stock.config.items() if not key.startswith("_")}
+        self.init_noise_sigma, self._scales = law.start, law.predicts == "edm"
+        known = {key: value for key, value in stock.config.items() if key not in OURS and not key.startswith("_")}
         if config is None or "_use_default_values" in getattr(config, "config", config):
             known["_use_default_values"] = []  # else other schedulers would take their own defaults, of the betas too
         records = {"solver": _record(solver), "grid": _record(grid), "tol": tol}
@@ -252,7 +311,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise InvalidArgumentError(f"a run needs at least one step, got num_inference_steps={num_inference_steps}")
         if num_inference_steps is not None:
             given["num_inference_steps"] = n
-        key = (n, str(device), *(f"{name}={value}" for name, value in given.items()))
+        key = (n, str(device), *((name, *np.ravel(np.asarray(value)).tolist()) for name, value in given.items()))
         made, parts = self._kept.get(key), Parts(self.config, self.solver, self.grid, self.tol)
         if made is None or not made.is_of(parts):
             if len(self._kept) >= _KEPT:
@@ -267,18 +326,25 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """x as the network takes it: as it is, but `c_in x` on EDM."""
-        if self.init_noise_sigma == 1.0:
+        if not self._scales:
             return sample
         law = self._run().law
         sigma = float(law.time.t(torch.as_tensor(timestep, dtype=torch.float64)))
         return sample / math.hypot(sigma, law.sigma_data)
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+        **others: Any,
     ) -> Any:
         """What the solver makes of the network's output at `timestep`: where to call it next, in the end the samples.
 
-        generator: where noise comes from, or a list of one for each sample; None for fresh noise.
+        generator: where noise comes from, or a list of one for each sample; None for fresh noise. others: what
+        pipelines of one scheduler hand to it, as DDIM's eta, which is the solver's here.
 
         Raises InvalidArgumentError for another time than was asked for, and before `set_timesteps`.
         """
@@ -287,10 +353,18 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha data + sigma noise` at the network's times `[B]`, in the data's dtype."""
+        level = self._level(timesteps)
+        return combine((level.alpha, original_samples), (level.sigma, noise)).to(original_samples.dtype)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v, `alpha noise - sigma data`, at the network's times `[B]`, which training code asks for."""
+        level = self._level(timesteps)
+        return combine((level.alpha, noise), (-level.sigma, sample)).to(sample.dtype)
+
+    def _level(self, timesteps: Tensor) -> Level:
         law = law_of(stock_of(self.config))
         t = law.time.t(torch.as_tensor(timesteps).detach().to("cpu", torch.float64))
-        level = law.process.level(t.clamp(law.process.t_min, law.process.t_max))
-        return combine((level.alpha, original_samples), (level.sigma, noise)).to(original_samples.dtype)
+        return law.process.level(t.clamp(law.process.t_min, law.process.t_max))
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise`, as pipelines of flows call it."""

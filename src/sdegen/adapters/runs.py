@@ -54,6 +54,11 @@ class Run:
             control = _control(model, self.solver, lambda process, n: made, made.steps)
         else:
             denoise = grid.denoise if isinstance(grid, Ending) else True
+            if self.solver.own_steps not in (None, n - denoise):
+                raise InvalidArgumentError(
+                    f"{brief(self.solver)} has {self.solver.own_steps} steps of its own: give "
+                    f"num_inference_steps={self.solver.own_steps + denoise}, got {n}"
+                )
             control = _control(model, self.solver, grid, n - denoise)
         self.driven = Driven(model, asked, control, self.solver, denoise)
         self.adaptive = isinstance(control, Together)
@@ -223,8 +228,18 @@ def _control(model: Model, solver: Solver, grid: Any, steps: int) -> Any:
     return control if control.draws or isinstance(control, OnLevels) else OnLevels(times, process.level(times))
 
 
+def _unknown(self: Any, other: Any) -> Any:
+    """Refuse what needs all times at once."""
+    raise InvalidArgumentError(
+        "adaptive times are not known before the run, so a pipeline that begins or ends inside of them, as "
+        "image-to-image and inpainting do, needs a grid: leave tol out"
+    )
+
+
 class Requests:
     """The times of a run that adapts its steps: each is known after the step before."""
+
+    __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = _unknown
 
     def __init__(self, run: Run, about: int) -> None:
         self._run, self._about = run, about
@@ -241,9 +256,3 @@ class Requests:
                 )
             seen = self._run.index
             yield torch.tensor(time, dtype=torch.float32, device=self._run.device)
-
-    def __getitem__(self, place: Any) -> Tensor:
-        raise InvalidArgumentError(
-            "adaptive times are not known before the run, so a pipeline that begins inside of them, as image-to-image "
-            "and inpainting do, needs a grid: leave tol out"
-        )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import diffusers
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +59,10 @@ class Clock:
         return torch.exp(4 * time) if self.log else (time + self.offset) / self.rate
 
 
+class Ours:
+    """What our `Scheduler` is, and no scheduler of theirs."""
+
+
 class Law(NamedTuple):
     """What a scheduler says of its network: the process, the prediction, the time it is told, and `sign` of its output.
 
@@ -74,7 +79,7 @@ class Law(NamedTuple):
 
 def stock_of(given: Any) -> Any:
     """The scheduler that was given, or that a config describes."""
-    if isinstance(given, _THEIRS.SchedulerMixin) and "solver" not in given.config:
+    if isinstance(given, _THEIRS.SchedulerMixin) and not isinstance(given, Ours):
         return given
     config = getattr(given, "config", given)
     if not isinstance(config, Mapping):
@@ -133,8 +138,14 @@ def law_of(stock: Any) -> Law:
                 "invert_sigmas is for networks whose time runs from noise to data: write "
                 "sd.adapters.networks.velocity(net, data_at=1)"
             )
+        times = stock.timesteps
+        if float(times[-1]) > float(times[0]) or float(times[0]) <= 1.0 < steps:
+            raise InvalidArgumentError(
+                f"the times of {type(stock).__name__} are not those of a flow from {steps} to 0: make the ScoreModel "
+                "by hand, as ScoreModel(Flow(), net, 'velocity', time=...)"
+            )
         shift = config.get("shift") or config.get("flow_shift") or 1.0
-        low = shift / (steps + shift - 1)
+        low = shifted(shift, shifted(shift, 1 / steps))  # its grids shift twice
         return Law(Flow(t_min=min(1e-3, low)), _PREDICTS[known], Clock(float(steps)))
     if table is None or not torch.is_tensor(table) or table.ndim != 1:
         raise InvalidArgumentError(
@@ -144,6 +155,11 @@ def law_of(stock: Any) -> Law:
     kept = table.detach().to("cpu", torch.float64)
     betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
     return Law(DiscreteVP(betas, zero_snr=float(kept[-1]) == 0.0), _PREDICTS[known], Clock(float(len(kept)), 1.0))
+
+
+def shifted(shift: float, s: Any) -> Any:
+    """`shift s / (1 + (shift - 1) s)`: a flow's time, or times, moved towards noise (Esser et al. 2024, eq. 23)."""
+    return shift * s / (1 + (shift - 1) * s)
 
 
 @dataclass(frozen=True)
@@ -157,24 +173,28 @@ class StockGrid(Ending):
     @property
     def denoise(self) -> bool:
         """Whether its last step goes to the predicted data."""
-        return self._on(law_of(stock_of(self.config)).process, 4)[1]
+        return self._made(2)[1]
 
     def __call__(self, process: Any, n: int) -> OnLevels:
         """n steps, on the scheduler's own process or on another one with its levels."""
-        return self._on(process, n + self.denoise)[0]
+        made, law = self._made(n + self.denoise)[0], law_of(stock_of(self.config))
+        if process == law.process or (isinstance(process, Flow) and isinstance(law.process, Flow)):
+            return made
+        times = process.time(made.level.lam).clamp(process.t_min, process.t_max)
+        return OnLevels(times, process.level(times))
 
-    def _on(self, process: Process, count: int) -> tuple[OnLevels, bool]:
+    def _made(self, count: int) -> tuple[OnLevels, bool]:
         stock, given = stock_of(self.config), {} if self.mu is None else {"mu": self.mu}
         if self.sigmas is None:
             stock.set_timesteps(num_inference_steps=count, **given)
         else:
             stock.set_timesteps(sigmas=self.sigmas(count), **given)
-        return visited(stock, law_of(stock), process)
+        return visited(stock, law_of(stock))
 
 
-def visited(stock: Any, law: Law, process: Process) -> tuple[OnLevels, bool]:
+def visited(stock: Any, law: Law) -> tuple[OnLevels, bool]:
     """The levels that a scheduler visits, its time steps set, and whether it then goes on to the data."""
-    times, sigmas = stock.timesteps.double().cpu(), getattr(stock, "sigmas", None)
+    process, times, sigmas = law.process, stock.timesteps.double().cpu(), getattr(stock, "sigmas", None)
     if sigmas is None:
         t = law.time.t(torch.unique(times).flip(0))
         data = float(getattr(stock, "final_alpha_cumprod", 1.0)) == 1.0
@@ -188,13 +208,14 @@ def visited(stock: Any, law: Law, process: Process) -> tuple[OnLevels, bool]:
     t = s if isinstance(process, Flow) else process.time(-torch.log(s))
     t = t.clamp(process.t_min, process.t_max)
     level = process.level(t)
-    if not law.time.log and not hasattr(stock, "sigmas_interpol") and type(process) is type(law.process):
+    if not law.time.log and not hasattr(stock, "sigmas_interpol"):
         # the network is told what the scheduler tells it, which may be rounded; of the last level it is told nothing
         told = torch.cat([times, times.new_full((max(0, len(sigmas) - len(times)),), math.nan)])[new][: len(s)]
         level = level._replace(t=torch.where(told.isnan(), t, law.time.t(told)))
     if type(stock).__name__ in _TO_ZERO:
         end = Level(*(t.new_tensor([value]) for value in (process.t_min, 1.0, END)))
-        return OnLevels(torch.cat([t, end.t]), Level(*map(torch.cat, zip(level, end)))), False
+        below = end.t * (1 - 1e-9)  # where the last sigma is the process's last
+        return OnLevels(torch.cat([t, below]), Level(*map(torch.cat, zip(level, end)))), False
     return OnLevels(t, level), data
 
 
@@ -205,16 +226,20 @@ def levels_given(stock: Any, law: Law, given: Mapping[str, Any]) -> tuple[OnLeve
     Raises InvalidArgumentError for a mu where no flow is shifted.
     """
     process, takes = law.process, inspect.signature(stock.set_timesteps).parameters.keys()
+    flow, mu = isinstance(process, Flow), given.get("mu")
+    if mu is not None and not flow:
+        raise InvalidArgumentError(f"{type(stock).__name__} is no flow and has no shift, got mu={mu}")
     if given.keys() <= takes and not ("timesteps" in given and "sigmas" not in given):
         stock.set_timesteps(**given)
-        return visited(stock, law, process)
+        return visited(stock, law)
     if "timesteps" in given:
         t = law.time.t(torch.as_tensor(given["timesteps"], dtype=torch.float64, device="cpu"))
-    elif "sigmas" in given:
-        s = torch.as_tensor(given["sigmas"], dtype=torch.float64, device="cpu")
-        t = process.time(-torch.log(s[s > 0]))
     else:
-        raise InvalidArgumentError(f"{type(stock).__name__} has no shift, got {', '.join(given)}")
+        told = given["sigmas"] if "sigmas" in given else np.linspace(1, 1e-3, given["num_inference_steps"])
+        s = torch.as_tensor(told, dtype=torch.float64, device="cpu")
+        s = s[s > 0]
+        shift = math.exp(mu) if mu is not None else stock.config.get("flow_shift") or stock.config.get("shift") or 1.0
+        t = shifted(shift, s) if flow else process.time(-torch.log(s))
     t = t.clamp(process.t_min, process.t_max)
     return OnLevels(t, process.level(t)), True
 

@@ -13,10 +13,11 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, brief
+from sdegen.errors import InvalidArgumentError, SdegenError, brief
 
 _ROOT = __name__.partition(".")[0]
 
@@ -27,6 +28,7 @@ def recorded(value: Any) -> Any:
     Raises InvalidArgumentError for what is not made of numbers, words, tensors and this library's own functions and
     dataclasses.
     """
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     match value:
         case None | bool() | int() | str():
             return value
@@ -54,21 +56,32 @@ def recorded(value: Any) -> Any:
 
 def restored(record: Any) -> Any:
     """The value of a record. Raises InvalidArgumentError for what is no record of this library."""
+    try:
+        return _value(record)
+    except SdegenError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"{brief(record)} is no record of {_ROOT}'s: {error}") from None
+
+
+def _value(record: Any) -> Any:
     match record:
         case list():
-            return tuple(map(restored, record))
+            return tuple(map(_value, record))
         case {"float": number}:
             return float(number)
         case {"tensor": numbers, "dtype": str(dtype)}:
             return torch.tensor(numbers, dtype=getattr(torch, dtype), device="cpu")
         case {"partial": function, "args": args, "keywords": dict(keywords)}:
-            return functools.partial(restored(function), *restored(args), **_restored(keywords))
+            return functools.partial(_value(function), *_value(args), **_restored(keywords))
         case {"mapping": dict(parts)}:
             return _restored(parts)
         case {"function": str(name)}:
             return _found(name, types.FunctionType)
         case {"object": str(name), "fields": dict(fields)}:
             return _found(name, type)(**_restored(fields))
+        case {"own": name}:
+            raise InvalidArgumentError(f"a record has what is your own, {name}: give it again")
         case Mapping():
             raise InvalidArgumentError(f"{brief(record)} is no record of {_ROOT}'s")
     return record
@@ -79,7 +92,7 @@ def _mapped(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _restored(records: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: restored(record) for name, record in records.items()}
+    return {name: _value(record) for name, record in records.items()}
 
 
 def _found(name: str, kind: type) -> Any:

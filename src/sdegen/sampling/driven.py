@@ -111,9 +111,15 @@ class Driven:
         self._noise, self._state, self._left, self._place = noise, None, self.denoise, place
         if self._rules is not None:
             cheap = x.device.type == "cpu" and readable(x)
-            self._rules = replace(self._rules, noise=noise, cheap=cheap, dtype=widen(x[:0]).dtype)
+            watch = not x.is_inference()
+            self._rules = replace(self._rules, noise=noise, cheap=cheap, watch=watch, dtype=widen(x[:0]).dtype)
         self.x = x
         self._ask()
+        if self.question is not None and self.question.x is not x and not torch.equal(self.question.x, x):
+            raise InvalidArgumentError(
+                f"{self.solver} moves the state before it asks, and here it was asked at the state already: begin "
+                "where it does not, as at the first level"
+            )
 
     @property
     def between(self) -> bool:
@@ -142,12 +148,24 @@ class Driven:
         """
         if self.question is None or self.x is None:
             raise InvalidArgumentError("this solve has no question that could be answered: it ended, or did not begin")
-        if x is not None and self.between:
-            self.x = expect_like(x, self.question.x, "the state must stay what it was")
-            self._state = None if self._state is None else self._state._replace(x=self.x)
+        if x is not None:
+            self._edited(expect_like(x, self.question.x, "the state must stay what it was"))
         self.asked.given.append(value)
         there = self._ask()
         return self.x if there is None else there
+
+    def _edited(self, x: Tensor) -> None:
+        """Take x in place of the state, where the question is asked at that; inside of a step the answer is all."""
+        if self.question is None or (self.question.x is not self.x and not self.between):
+            return
+        if self.question.x is self.x:
+            self.x = x
+            self._state = None if self._state is None else self._state._replace(x=x)
+        elif not torch.equal(x, self.question.x):
+            raise InvalidArgumentError(
+                f"{self.solver} asks at states of its own alone, so that changes of them, as inpainting makes, are "
+                "lost: take a method that asks at the beginning of each step, as heun(), unipc(3) or default()"
+            )
 
     def _ask(self) -> Tensor | None:
         """Run the steps whose answers are there; where the next question is asked, None where there is none."""
