@@ -421,3 +421,70 @@ def test_half_precision_behind_a_function_keeps_whole_times():
     net = Net(2, 2).bfloat16().eval()
     sd.sample(adapter.model(lambda x, t: net(x, t), ddim()), (2, 2), nfe=5, grid=adapter.grid(ddim()))
     assert seen == [801.0, 601.0, 401.0, 201.0, 1.0]
+
+
+def test_data_are_clipped_where_the_scheduler_itself_clips(unet):
+    """A config without class name has what it says; DPM-Solver carries DDPM's clip_sample, and does not read it."""
+    x, level = 9 * randn(*SHAPE), sd.DiscreteVP().level(0.3)
+    euler = scheduler("EulerDiscreteScheduler", SD15)
+    hidden = diffusers.DPMSolverMultistepScheduler.from_config(scheduler("DDPMScheduler", clip_sample=True).config)
+    clipped = scheduler("DDPMScheduler", clip_sample=True)
+    for given, bound in ((dict(euler.config), False), (hidden, False), (clipped, True), (dict(clipped.config), True)):
+        with torch.no_grad():
+            found = float(adapter.model(unet, given)(x, level, "data").abs().max())
+        assert (found <= 1.0) is bound
+
+
+def test_a_model_that_clips_moves_and_refuses_files(unet, tmp_path):
+    model = adapter.model(copy.deepcopy(unet).train(), scheduler("DDPMScheduler"))
+    assert model.eval() is model
+    assert not model.module.training
+    assert {p.dtype for p in model.to(torch.float32).parameters()} == {torch.float32}
+    with pytest.raises(sd.InvalidTypeError, match=r"model\.models\[0\]"):
+        model.save(tmp_path / "model.safetensors")
+    inner = model.models[0]
+    inner.save(tmp_path / "model.safetensors")
+    twin = sd.ScoreModel.load(tmp_path / "model.safetensors", adapter.Network(copy.deepcopy(unet)))
+    assert torch.equal(sd.sample(twin, SHAPE, nfe=3, seed=0), sd.sample(inner, SHAPE, nfe=3, seed=0))
+    assert len(repr(model)) < 200
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda net: adapter.model(ddim(), net), "first the network"),
+        (lambda net: adapter.model(diffusers.DDPMPipeline(net, ddim()), ddim()), "first the network"),
+        (lambda net: adapter.Scheduler(ddim()), "config="),
+        (lambda net: adapter.Scheduler(sd.heun()), r"config=pipe\.scheduler\.config"),
+        (lambda net: adapter.grid(scheduler("PNDMScheduler")), "skip_prk_steps"),
+        (lambda net: sd.ScoreModel(sd.VP(), net, prediction_type="noise"), "predicts"),
+        (lambda net: sd.ScoreModel.from_pretrained("nofolder", net), "no folder"),
+    ],
+)
+def test_slips_of_a_first_hour(unet, call, says):
+    with pytest.raises((sd.InvalidArgumentError, sd.InvalidTypeError, FileNotFoundError), match=says):
+        call(unet)
+
+
+def test_a_tolerance_alone_takes_the_solver_of_sample():
+    assert adapter.Scheduler(config=ddim(), tol=1e-2).solver == sd.adams()
+
+
+def test_a_learned_variance_that_is_no_share_of_a_range_is_dropped():
+    stock = scheduler("DDPMScheduler", variance_type="learned", clip_sample=False)
+    model = adapter.model(lambda x, t: torch.cat([0.5 * x, 9 * x], 1), stock)
+    assert not model.learned_variance
+    assert sd.sample(model, (2, 3, 4, 4), nfe=4, seed=0).shape == (2, 3, 4, 4)
+
+
+def test_an_index_is_none_below_zero():
+    """A network of 250 indices on a process that goes on below 1/250."""
+    seen = []
+
+    def net(x, t):
+        seen.append(float(t[0]))
+        return 0.5 * x
+
+    sd.sample(sd.ScoreModel(sd.VP(), net, "noise", time=sd.model.index_time(250)), (2, 2), nfe=5)
+    assert min(seen) == 0.0
+    assert max(seen) == 249.0

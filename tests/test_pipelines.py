@@ -659,6 +659,8 @@ def test_in_ddims_pipeline_and_what_else_pipelines_ask(plain):
     pipe = quiet(diffusers.DDIMPipeline(net, ddim()))
     pipe.scheduler = scheduler = adapter.Scheduler(sd.heun(), config=ddim())
     assert pipe(num_inference_steps=3, output_type="np").images.shape == (1, 8, 8, 3)
+    with pytest.raises(sd.InvalidArgumentError, match=r"sd\.ddim\(1\.0\)"):
+        pipe(num_inference_steps=3, eta=1.0)
     x, noise, t = randn(2, 3, 8, 8), randn(2, 3, 8, 8, seed=2), torch.tensor([3, 900])
     assert gap(scheduler.get_velocity(x, noise, t), ddim().get_velocity(x, noise, t)) < 1e-6
     lazy = adapter.Scheduler(sd.tsit5(), config=ddim(), tol=1e-2)

@@ -280,8 +280,8 @@ def how_to_take(out: Any) -> str:
     named_parts = ("sample", "pred", "mean", *getattr(out, "__dict__", ()))
     known = [name for name in named_parts if torch.is_tensor(getattr(out, name, None))]
     if known or isinstance(out, Mapping):
-        return f": lambda x, t: net(x, t){'.' + known[0] if known else f'[{next(iter(out), ...)!r}]'}"
-    return ": lambda x, t: net(x, t)[0]" if isinstance(out, list | tuple) else ""
+        return f": lambda x, t, **c: net(x, t, **c){'.' + known[0] if known else f'[{next(iter(out), ...)!r}]'}"
+    return ": lambda x, t, **c: net(x, t, **c)[0]" if isinstance(out, list | tuple) else ""
 
 
 def batch_time(t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from sdegen.processes.records import recorded, restored
 from sdegen.processes.schedules import Flow
 from sdegen.scores.model import Model, ScoreModel, TimeMap
 from sdegen.solvers.base import Solver
-from sdegen.solvers.methods import default
+from sdegen.solvers.methods import adams, default
 from sdegen.tensors import check_type, combine
 
 _KEPT = 8
@@ -42,16 +43,24 @@ _TURNED = ("HiDream", "Lumina", "NucleusMoE", "ZImage")
 
 @dataclass(frozen=True)
 class Network:
-    """A diffusers network as `net(x, time, **condition) -> [B, *S]`, whatever it calls its time and returns."""
+    """A diffusers network as `net(x, time, **condition) -> [B, *S]`, whatever it calls its time and returns.
+
+    alone: of twice the channels, the prediction without the variance.
+    """
 
     net: Any
     name: str | None = "timestep"
     sign: float = 1.0
+    alone: bool = False
 
     def __call__(self, x: Tensor, time: Tensor, **condition: Any) -> Tensor:
         """The network's own output, taken out of what it returns."""
         out = unwrapped(self.net(x, time, **condition) if self.name is None else self._named(x, time, condition))
+        out = out[:, : x.shape[1]] if self.alone else out
         return out if self.sign == 1.0 else self.sign * out
+
+    def __repr__(self) -> str:
+        return f"Network({type(self.net).__name__})"
 
     def _named(self, x: Tensor, time: Tensor, condition: Mapping[str, Any]) -> Any:
         return self.net(x, **{str(self.name): time}, **condition)
@@ -90,21 +99,24 @@ def model(
 
     Source: Ho et al. (2020); Salimans & Ho (2022); Karras et al. (2022); Lipman et al. (2023).
     """
+    if isinstance(network, SchedulerMixin | DiffusionPipeline) or not callable(network):
+        raise InvalidTypeError(
+            "model(network, scheduler) takes first the network, as pipe.unet or pipe.transformer, got "
+            f"{type(network).__name__}"
+        )
     stock = stock_of(scheduler)
     law = law_of(stock)
-    if not callable(network):
-        raise InvalidTypeError(f"network must be callable, as pipe.unet or pipe.transformer, got {brief(network)}")
     parts = _parts(network)
     if learned_variance is None:
         own = next((c for part in parts if isinstance(c := getattr(part, "config", None), Mapping)), {})
         twice = own.get("out_channels") == 2 * (own.get("in_channels") or 0) > 0
-        learned_variance = twice or str(stock.config.get("variance_type")).startswith("learned")
+        learned_variance = twice or stock.config.get("variance_type") == "learned_range"
     if time_dtype is None and any(p.dtype != torch.float64 for part in parts for p in part.parameters()):
         time_dtype = torch.float32
     unit = time is None and isinstance(law.process, Flow) and _has_unit_time(network, parts)
     made = ScoreModel(
         law.process,
-        Network(network, _time_name(network, parts), law.sign),
+        Network(network, _time_name(network, parts), law.sign, stock.config.get("variance_type") == "learned"),
         law.predicts,
         time=time or (replace(law.time, unit=True) if unit else law.time),
         time_dtype=time_dtype,
@@ -113,7 +125,7 @@ def model(
         learned_variance=learned_variance,
         **condition,
     )
-    return clipped(made, stock.config)
+    return clipped(made, stock)
 
 
 def _parts(network: Any) -> list[Any]:
@@ -185,6 +197,8 @@ def grid(
     """
     stock = stock_of(scheduler)
     law_of(stock)
+    if stock.config.get("skip_prk_steps") is False:
+        raise InvalidArgumentError("PNDM's Runge-Kutta steps have no grid here: give it skip_prk_steps=True")
     if stock is not scheduler and not scheduler_name(scheduler):
         raise InvalidArgumentError("this config does not say whose it is, and grids differ: give the scheduler itself")
     known = {key: value for key, value in stock.config.items() if not key.startswith("_")}
@@ -200,10 +214,10 @@ class Scheduler(Ours, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     takes several evaluations, `steps=n - 1` and the last denoising. One object serves pipelines in several threads.
 
     Args:
-        solver: a solver; None for `default()`.
-        config: of the scheduler that the network was trained with, or that scheduler; None for DDIM's defaults.
+        solver: a solver; None for `default()`, with `tol` for `adams()`.
+        config: of the scheduler that the network was trained with, or that scheduler.
         grid: as in `sd.sample`; None for the solver's own. `grid(pipe.scheduler)` is that of diffusers. Without one,
-            sigmas, times and `mu` that a pipeline gives are taken as its own scheduler takes them.
+            sigmas, times and a `mu` that the pipeline hands over are read as its own scheduler reads them.
         tol: the tolerance of adaptive steps; their number is then not the pipeline's.
         changes: entries of the config that are to be others, as `prediction_type="v_prediction"`.
 
@@ -222,8 +236,14 @@ class Scheduler(Ours, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         tol: float | None = None,
         **changes: Any,
     ) -> None:
+        if isinstance(solver, SchedulerMixin):
+            raise InvalidTypeError("the first argument is a solver, as sd.heun(); give the scheduler as config=")
+        if config is None and not changes:
+            raise InvalidArgumentError(
+                "the config of the scheduler that the network was trained with is needed: config=pipe.scheduler.config"
+            )
         stock = changed(config, changes)
-        solver = default() if solver is None else solver
+        solver = (default() if tol is None else adams()) if solver is None else solver
         check_solver(solver, None)
         law = law_of(stock)
         if grid is not None:
@@ -348,6 +368,8 @@ class Scheduler(Ours, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Raises InvalidArgumentError for another time than was asked for, and before `set_timesteps`.
         """
+        if others.get("eta"):
+            raise InvalidArgumentError(f"eta={others['eta']} is the solver's here: Scheduler(sd.ddim({others['eta']}))")
         x = self._run().step(model_output, timestep, sample, generator)
         return SchedulerOutput(prev_sample=x) if return_dict else (x,)
 

@@ -68,13 +68,15 @@ def guided_diffusion(net: Net, diffusion: Any = None, *, betas: Any = None, **mo
 
     Args:
         diffusion: its GaussianDiffusion, spaced or not, which tells betas, prediction, times and variance; one that is
-            LEARNED_RANGE serves `sd.ddpm("learned")`. None for the noise and, of twice the channels, no variance.
+            LEARNED_RANGE serves `sd.ddpm("learned")`. None: the network predicts the noise, and a variance beside it
+            is left out, unless you say learned_variance=True.
         betas: `[T]` where there is no diffusion; None for 1e-4 to 0.02 in a line over T = 1000.
 
     Raises InvalidArgumentError for a network that predicts x_{t-1}. Source: Nichol & Dhariwal (2021).
     """
     if diffusion is None:
-        return ScoreModel(DiscreteVP(betas), Unwrapped(net, alone=True), "noise", time=index_time(), **more)
+        alone = not more.get("learned_variance")
+        return ScoreModel(DiscreteVP(betas), Unwrapped(net, alone), "noise", time=index_time(), **more)
     own, mean, variance = _parts(diffusion, "a GaussianDiffusion", "betas", "model_mean_type", "model_var_type")
     known: Any = {"EPSILON": "noise", "START_X": "data"}
     check_known("model_mean_type", mean.name, known)
@@ -190,6 +192,9 @@ class Unwrapped:
 
     net: Net
     alone: bool = False
+
+    def __repr__(self) -> str:
+        return f"Unwrapped({type(self.net).__name__})"
 
     def __call__(self, x: Tensor, time: Tensor, **condition: Any) -> Tensor:
         out = unwrapped(self.net(x, time, **condition))

@@ -37,7 +37,7 @@ class Run:
 
     def __init__(self, parts: Parts, n: int, device: Any, given: Mapping[str, Any]) -> None:
         self.parts, stock = parts, stock_of(parts.config)
-        self._config, self.law, self._about = stock.config, law_of(stock), n
+        self._stock, self.law, self._about = stock, law_of(stock), n
         self.solver, self.device, self.index = parts.solver, device, 0
         self.begin_index: int | None = None
         self._latest: Tensor | None = None
@@ -89,7 +89,7 @@ class Run:
             sigma_data=self.law.sigma_data,
             learned_variance=self._learned,
         )
-        return clipped(asked, self._config), asked
+        return clipped(asked, self._stock), asked
 
     def _rehearse(self, device: Any) -> None:
         """Find the times that the solve will ask for, by one of zeros; and which of them are at a step's beginning."""

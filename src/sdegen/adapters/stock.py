@@ -90,6 +90,7 @@ def stock_of(given: Any) -> Any:
     name = scheduler_name(config)
     if name is None:  # a scheduler that was not loaded from a file does not say it; its law does not depend on it
         name = next((kind for key, kind in _KINDS.items() if key in config), None)
+        config = {"clip_sample": False, **config} if name == "DDIMScheduler" else config  # which DDIM has by default
     kind: Any = getattr(_THEIRS, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, _THEIRS.SchedulerMixin)):
         raise InvalidArgumentError(
@@ -244,12 +245,13 @@ def levels_given(stock: Any, law: Law, given: Mapping[str, Any]) -> tuple[OnLeve
     return OnLevels(t, process.level(t)), True
 
 
-def clipped(made: ScoreModel, config: Mapping[str, Any]) -> Model:
-    """The model with its predicted data clipped as the config says."""
-    if config.get("thresholding"):
+def clipped(made: ScoreModel, stock: Any) -> Model:
+    """The model with its predicted data clipped as the scheduler clips them, by entries of the config that it reads."""
+    config, reads = stock.config, inspect.signature(type(stock).__init__).parameters
+    if "thresholding" in reads and config.get("thresholding"):
         top = config["sample_max_value"]
         return dynamic_threshold(made, config["dynamic_thresholding_ratio"], limit=top)
-    if config.get("clip_sample"):
+    if "clip_sample" in reads and config.get("clip_sample"):
         bound = config.get("clip_sample_range", 1.0)
         return static_threshold(made, -bound, bound)
     return made

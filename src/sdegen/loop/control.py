@@ -169,6 +169,9 @@ class OnLevels(Fixed):
         if bool((level.lam.diff() <= 0).any()):
             raise InvalidArgumentError(f"the log-SNRs of a grid must rise towards data, got {level.lam.tolist()}")
 
+    def __repr__(self) -> str:
+        return f"OnLevels({self.steps} steps)"
+
     def init(self, process: SDE, x: Tensor) -> tuple[Level, Level, OnGrid]:
         """The first step and the levels of all."""
         levels = tuple(points(self.level))

@@ -112,7 +112,7 @@ def on_grid(
         grid = solver.grid if model.process.gaussian else by_time
     if not (callable(grid) or is_row(grid)):
         raise InvalidTypeError(
-            f"grid must be a callable grid(process, n) such as sd.grids.karras, or times; got {grid!r}"
+            f"grid must be a callable grid(process, n) such as sd.grids.karras, or times; got {brief(grid)}"
         )
     if not callable(grid):
         made, takes = grid, False

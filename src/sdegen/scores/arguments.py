@@ -36,6 +36,8 @@ def _meant(text: str) -> str | None:
 def check_conditions(names: Iterable[str], options: tuple[str, ...]) -> None:
     """Raises InvalidTypeError for a condition whose name is next to that of an option: it is a slip."""
     for name in names:
+        if name in ("prediction_type", "pred_type", "parameterization", "objective"):
+            raise InvalidTypeError(f"{name} is another library's word: say it as predicts='noise', 'v', 'data', ...")
         if difflib.get_close_matches(name, options, n=1, cutoff=0.8):
             raise unknown_keywords("ScoreModel", [name], options)
 

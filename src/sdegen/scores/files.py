@@ -163,7 +163,7 @@ class Saved:
         """
         if Path(source).is_dir():
             return cls.load(Path(source) / _FILE, net, **options)
-        if isinstance(source, os.PathLike) or source.count("/") > 1 or source[:1] in (".", "/", "~"):
+        if isinstance(source, os.PathLike) or source.count("/") != 1 or source[:1] in (".", "/", "~"):
             raise FileNotFoundError(f"there is no folder {source}, and it is no name of a repository")
         path = _hub().hf_hub_download(source, _FILE, revision=revision, token=token, cache_dir=cache_dir)
         return cls.load(path, net, **options)

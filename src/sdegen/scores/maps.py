@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError
 from sdegen.level import Level
 from sdegen.processes.process import Process
 from sdegen.scores.conditions import as_index
@@ -66,6 +67,26 @@ class ModelMap(Model):
         twin.models = (heard, *self.models[1:])
         answer = twin(x, level, want)
         return answer, heard.fraction()
+
+    def eval(self) -> Self:
+        """The map, the networks of its models set to evaluation mode."""
+        for model in self.models:
+            model.eval()  # type: ignore[attr-defined]
+        return self
+
+    def to(self, *args: Any, **options: Any) -> Self:
+        """The map, its models moved as by `torch.nn.Module.to`."""
+        for model in self.models:
+            model.to(*args, **options)  # type: ignore[attr-defined]
+        return self
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The parameters of the models' networks."""
+        return itertools.chain(*(model.parameters() for model in self.models))  # type: ignore[attr-defined]
+
+    def save(self, path: object) -> None:
+        """Raises InvalidTypeError: the models are what files keep."""
+        raise InvalidTypeError(f"{type(self).__name__} is a map of a model: save model.models[0], and map it again")
 
     @property
     def row_count(self) -> int | None:

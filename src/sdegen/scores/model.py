@@ -71,7 +71,7 @@ class index_time:  # noqa: N801 - used as a function: time=index_time(1000)
         self.steps = steps
 
     def __call__(self, level: Level) -> Tensor:
-        return level.t * (self.steps or 1000) - 1
+        return (level.t * (self.steps or 1000) - 1).clamp(min=0.0)  # of a span that goes on below 1/T
 
     def on(self, process: Process) -> index_time:
         """The index on a process. Raises InvalidArgumentError where the process has another number of steps."""

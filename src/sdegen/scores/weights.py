@@ -128,7 +128,10 @@ def unpickled(path: Path, allowed: bool, given: Mapping[str, Any]) -> dict[str, 
     try:
         read = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, by what is wrong in the file
-        raise InvalidArgumentError(f"{path} is no pickle of tensors alone: {brief(str(error), 200)}") from None
+        raise InvalidArgumentError(
+            f"{path} is no pickle of tensors alone ({type(error).__name__}): of a module that was saved whole, load it "
+            "as you always do and save its net.state_dict()"
+        ) from None
     if not isinstance(read, Mapping) or not read or not all(map(torch.is_tensor, read.values())):
         keys = f"a dict of {_some(list(map(str, read)))}" if isinstance(read, Mapping) else brief(read)
         raise InvalidArgumentError(f"{path} holds {keys}, and no state dict of tensors: save that one alone")
