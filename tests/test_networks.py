@@ -429,10 +429,10 @@ def test_the_tensor_of_an_answer_is_taken_out():
 @pytest.mark.parametrize(
     ("out", "line"),
     [
-        ((X, X), r"net\(x, t, \*\*c\)\[0\]"),
-        ({"eps": X}, r"net\(x, t, \*\*c\)\['eps'\]"),
-        (Holder(logits=X), r"net\(x, t, \*\*c\)\.logits"),
-        (Holder(note=1, velocity=X), r"net\(x, t, \*\*c\)\.velocity"),
+        ((X, X), r"net\(x, t\)\[0\]"),
+        ({"eps": X}, r"net\(x, t\)\['eps'\]"),
+        (Holder(logits=X), r"net\(x, t\)\.logits"),
+        (Holder(note=1, velocity=X), r"net\(x, t\)\.velocity"),
         (None, "NoneType"),
     ],
 )

@@ -278,10 +278,10 @@ def _channels(got: torch.Size, given: torch.Size, wanted: torch.Size) -> str:
 def how_to_take(out: Any) -> str:
     """How to take the tensor out of what a network returned: the line to write."""
     named_parts = ("sample", "pred", "mean", *getattr(out, "__dict__", ()))
-    known = [name for name in named_parts if torch.is_tensor(getattr(out, name, None))]
-    if known or isinstance(out, Mapping):
-        return f": lambda x, t, **c: net(x, t, **c){'.' + known[0] if known else f'[{next(iter(out), ...)!r}]'}"
-    return ": lambda x, t, **c: net(x, t, **c)[0]" if isinstance(out, list | tuple) else ""
+    known = [f".{name}" for name in named_parts if torch.is_tensor(getattr(out, name, None))]
+    if isinstance(out, Mapping | list | tuple):
+        known.append(f"[{next(iter(out), ...)!r}]" if isinstance(out, Mapping) else "[0]")
+    return f": lambda x, t: net(x, t){known[0]}, both with **conditions where there are any" if known else ""
 
 
 def batch_time(t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
