@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import FunctionType
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from sdegen.adapters.networks import unwrapped
+from sdegen.adapters.conventions import Network, has_unit_time, parts_of, time_name
 from sdegen.adapters.runs import Parts, Run
 from sdegen.adapters.stock import OURS, Ours, StockGrid, changed, clipped, law_of, scheduler_name, stock_of
 from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief
@@ -25,7 +23,6 @@ from sdegen.grids.spacings import Grid
 from sdegen.level import Level
 from sdegen.loop.arguments import check_solver
 from sdegen.loop.tolerance import PI
-from sdegen.processes.callables import module_behind
 from sdegen.processes.records import recorded, restored
 from sdegen.processes.schedules import Flow
 from sdegen.scores.model import Model, ScoreModel, TimeMap
@@ -33,37 +30,9 @@ from sdegen.solvers.base import Solver
 from sdegen.solvers.methods import adams, default
 from sdegen.tensors import check_type, combine
 
+__all__ = ["Network", "Scheduler", "StockGrid", "grid", "model"]
 _KEPT = 8
 """How many runs a scheduler keeps prepared."""
-_UNIT_TIME = ("AuraFlow", "Chroma", "Flux", "Krea2", "LongCatImage", "OvisImage", "PRX", "QwenImage")
-"""Families of networks that take t in [0, 1]: their pipelines divide the time by the number of training steps."""
-_TURNED = ("HiDream", "Lumina", "NucleusMoE", "ZImage")
-"""Families whose pipelines turn the sign of the output, some the time too."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """A diffusers network as `net(x, time, **condition) -> [B, *S]`, whatever it calls its time and returns.
-
-    alone: of twice the channels, the prediction without the variance.
-    """
-
-    net: Any
-    name: str | None = "timestep"
-    sign: float = 1.0
-    alone: bool = False
-
-    def __call__(self, x: Tensor, time: Tensor, **condition: Any) -> Tensor:
-        """The network's own output, taken out of what it returns."""
-        out = unwrapped(self.net(x, time, **condition) if self.name is None else self._named(x, time, condition))
-        out = out[:, : x.shape[1]] if self.alone else out
-        return out if self.sign == 1.0 else self.sign * out
-
-    def __repr__(self) -> str:
-        return f"Network({type(self.net).__name__})"
-
-    def _named(self, x: Tensor, time: Tensor, condition: Mapping[str, Any]) -> Any:
-        return self.net(x, **{str(self.name): time}, **condition)
 
 
 def model(
@@ -106,17 +75,17 @@ def model(
         )
     stock = stock_of(scheduler)
     law = law_of(stock)
-    parts = _parts(network)
+    parts = parts_of(network)
     if learned_variance is None:
         own = next((c for part in parts if isinstance(c := getattr(part, "config", None), Mapping)), {})
         twice = own.get("out_channels") == 2 * (own.get("in_channels") or 0) > 0
         learned_variance = twice or stock.config.get("variance_type") == "learned_range"
     if time_dtype is None and any(p.dtype != torch.float64 for part in parts for p in part.parameters()):
         time_dtype = torch.float32
-    unit = time is None and isinstance(law.process, Flow) and _has_unit_time(network, parts)
+    unit = time is None and isinstance(law.process, Flow) and has_unit_time(network, parts)
     made = ScoreModel(
         law.process,
-        Network(network, _time_name(network, parts), law.sign, stock.config.get("variance_type") == "learned"),
+        Network(network, time_name(network, parts), law.sign, stock.config.get("variance_type") == "learned"),
         law.predicts,
         time=time or (replace(law.time, unit=True) if unit else law.time),
         time_dtype=time_dtype,
@@ -126,53 +95,6 @@ def model(
         **condition,
     )
     return clipped(made, stock)
-
-
-def _parts(network: Any) -> list[Any]:
-    """The modules of a network, those around others first."""
-    found = module_behind(network)
-    return [] if found is None else list(found.modules())
-
-
-def _time_name(network: Any, parts: Sequence[Any]) -> str | None:
-    """What a network calls its time; None where that is told by its place."""
-    takes = _takes(network)
-    several = any(kind is inspect.Parameter.VAR_KEYWORD for kind in takes.values())
-    for names in (takes, *(map(_takes, parts) if several else ())):
-        for name in ("timestep", "timesteps"):
-            if name in names:
-                return name
-    return None
-
-
-def _takes(network: Any) -> dict[str, Any]:
-    """The arguments of a network by their kinds; none of what has no signature."""
-    try:
-        found = inspect.signature(getattr(network, "forward", network)).parameters
-    except (TypeError, ValueError):
-        return {}
-    return {name: parameter.kind for name, parameter in found.items()}
-
-
-def _has_unit_time(network: Any, parts: Sequence[Any]) -> bool:
-    """Whether a flow's network takes t in [0, 1].
-
-    Raises InvalidArgumentError where a function around one may have divided its time already, and for families whose
-    pipelines turn sign or time.
-    """
-    families = {type(part).__name__ for part in parts}
-    unit, turned = (any(name.startswith(kinds) for name in families) for kinds in (_UNIT_TIME, _TURNED))
-    if turned:
-        raise InvalidArgumentError(
-            "pipelines of this network turn the sign of its output, some its time too: give the model a function that "
-            "does what they do, and time=..., as model(lambda x, t, **more: -net(...), scheduler, time=...)"
-        )
-    if unit and isinstance(network, FunctionType):
-        raise InvalidArgumentError(
-            "this function calls a network that takes t in [0, 1]: say what the function takes, "
-            "time=sd.model.level_time for that, or time=lambda level: 1000 * level.t"
-        )
-    return unit
 
 
 def grid(
