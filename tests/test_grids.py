@@ -247,3 +247,14 @@ def test_levels_may_tell_the_network_another_time():
     assert seen == pytest.approx(told.t[:-1].tolist(), abs=1e-12)
     with pytest.raises(sd.InvalidArgumentError, match="rise"):
         OnLevels(times, type(exact)(*(v.flip(0) for v in exact)))
+
+
+def test_time_steps_are_those_of_diffusers_for_every_number(recwarn):
+    """Where its own list has another length, one step too many by a rounding, there is nothing to agree with."""
+    diffusers = pytest.importorskip("diffusers")
+    for spacing in ("linspace", "leading", "trailing"):
+        scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing)
+        for n in range(1, 1000):
+            scheduler.set_timesteps(n)
+            if len(scheduler.timesteps) == n:
+                assert sd.grids.timesteps(n, spacing).tolist() == scheduler.timesteps.tolist(), (spacing, n)
