@@ -697,3 +697,23 @@ def test_what_cannot_be_driven_is_refused(call, says):
 def test_records_that_are_none_are_named(record):
     with pytest.raises(sd.InvalidArgumentError, match="record"):
         adapter.Scheduler.from_config({**ddim().config, "solver": record})
+
+
+def test_the_default_dtype_is_not_read():
+    """Everything that a run makes says in what precision it is."""
+    config, x = ddim(), randn(2, 4)
+
+    def run(scheduler):
+        y = x
+        scheduler.set_timesteps(5)
+        for t in scheduler.timesteps:
+            y = scheduler.step(0.1 * y, t, y).prev_sample
+        return y
+
+    scheduler = adapter.Scheduler(sd.unipc(3), config=config)
+    known = run(scheduler)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(run(adapter.Scheduler(sd.unipc(3), config=config)), known)
+    finally:
+        torch.set_default_dtype(torch.float32)

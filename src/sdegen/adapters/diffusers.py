@@ -231,7 +231,7 @@ class Scheduler(Ours, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def timesteps(self) -> Any:
         """The network's times: a tensor on a grid; with `tol`, an iterable that knows the next one after each step."""
         run = getattr(self._own, "run", None)
-        return torch.arange(len(self) - 1, -1, -1) if run is None else run.timesteps
+        return torch.arange(len(self) - 1, -1, -1, device="cpu") if run is None else run.timesteps
 
     def set_timesteps(
         self,

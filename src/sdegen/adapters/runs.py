@@ -96,8 +96,8 @@ class Run:
         width = 1 + self._learned
         self.times: list[float] = []
         self.places: dict[int, int] = {}
-        x = torch.zeros(1, 1)
-        self.driven.begin(x, White(torch.zeros(1, dtype=torch.int64)))
+        x = torch.zeros(1, 1, device="cpu")
+        self.driven.begin(x, White(torch.zeros(1, dtype=torch.int64, device="cpu")))
         opening = {}
         while (question := self.driven.question) is not None:
             place = self.driven.steps
@@ -106,9 +106,9 @@ class Run:
                 if question.x is self.driven.x:
                     opening[place] = question.level
             self.times.append(float(self.driven.time(question.level)))
-            self.driven.answer(torch.zeros(1, width))
+            self.driven.answer(torch.zeros(1, width, device="cpu"))
         self.driven.opening = opening
-        times = torch.tensor(self.times, dtype=torch.float64)
+        times = torch.tensor(self.times, dtype=torch.float64, device="cpu")
         whole = self.law.time.offset == 1.0 and bool(((times - times.round()).abs() < 1e-6).all())
         self.timesteps = (times.round().long() if whole else times.float()).to(device)
         self.driven.question = None

@@ -204,7 +204,9 @@ def visited(stock: Any, law: Law) -> tuple[OnLevels, bool]:
         return OnLevels(t, process.level(t)), data
     sigmas = sigmas.double().cpu()
     data = float(sigmas[-1]) == 0.0
-    new = torch.cat([torch.ones(1, dtype=torch.bool), sigmas.diff() != 0])  # those of two stages stand twice
+    new = torch.cat(
+        [torch.ones(1, dtype=torch.bool, device="cpu"), sigmas.diff() != 0]
+    )  # those of two stages stand twice
     s = sigmas[new][:-1] if data else sigmas[new]
     t = s if isinstance(process, Flow) else process.time(-torch.log(s))
     t = t.clamp(process.t_min, process.t_max)
