@@ -296,31 +296,31 @@ def batch_time(t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor
     return x.new_zeros(x.shape[0], dtype=dtype) + (t if t.ndim == 0 else t.to(x.device))
 
 
-def check_floating(x: Any) -> None:
+def check_floating(x: Any, name: str = "x") -> None:
     """Raises InvalidTypeError unless x is a dense tensor of a floating dtype."""
-    check_type(x, Tensor, "x must be a torch.Tensor of a floating dtype")
+    check_type(x, Tensor, f"{name} must be a torch.Tensor of a floating dtype")
     if x.layout != torch.strided:
-        raise InvalidTypeError(f"x must be dense, got {x.layout}; convert it, x.to_dense()")
+        raise InvalidTypeError(f"{name} must be dense, got {x.layout}; convert it, {name}.to_dense()")
     if x.dtype not in STATES:
-        advice = "convert it, x.float()"
+        advice = f"convert it, {name}.float()" + ", of bytes / 127.5 - 1" * (x.dtype == torch.uint8)
         if x.is_complex():
             advice = "sample its real and imaginary parts, torch.view_as_real(x) [B, *S, 2]"
             advice += "; torch.view_as_complex takes them back"
-        raise InvalidTypeError(f"x must be of a floating dtype, {STATE_NAMES}, got {x.dtype}; {advice}")
+        raise InvalidTypeError(f"{name} must be of a floating dtype, {STATE_NAMES}, got {x.dtype}; {advice}")
 
 
-def check_state(x: Any) -> None:
+def check_state(x: Any, name: str = "x", when: str = ", before the first step") -> None:
     """Raises unless x is a finite floating tensor `[B, *S]` with at least one sample dimension."""
-    check_floating(x)
+    check_floating(x, name)
     if x.ndim < 2:
         raise InvalidArgumentError(
-            f"x must be [B, *S], a batch and at least one sample dimension, got shape {list(x.shape)}; "
-            "one sample of D numbers is x[None], B samples of one number are x[:, None]"
+            f"{name} must be [B, *S], a batch and at least one sample dimension, got shape {list(x.shape)}; "
+            f"one sample of D numbers is {name}[None], B samples of one number are {name}[:, None]"
         )
     if readable(x):
         bad = (~finite_rows(x)).nonzero().flatten().tolist()
         if bad:
-            raise InvalidArgumentError(f"x is NaN or Inf in rows {bad[:8]} of {x.shape[0]}, before the first step")
+            raise InvalidArgumentError(f"{name} is NaN or Inf in rows {bad[:8]} of {x.shape[0]}{when}")
 
 
 Numbers: TypeAlias = Any  # a tensor, an array or nested sequences of numbers
