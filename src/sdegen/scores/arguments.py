@@ -33,13 +33,13 @@ def _meant(text: str) -> str | None:
     return known[close[0]] if close else None
 
 
-def check_conditions(names: Iterable[str], options: tuple[str, ...]) -> None:
+def check_conditions(names: Iterable[str], options: tuple[str, ...], function: str = "ScoreModel") -> None:
     """Raises InvalidTypeError for a condition whose name is next to that of an option: it is a slip."""
     for name in names:
         if name in ("prediction_type", "pred_type", "parameterization", "objective"):
             raise InvalidTypeError(f"{name} is another library's word: say it as predicts='noise', 'v', 'data', ...")
         if difflib.get_close_matches(name, options, n=1, cutoff=0.8):
-            raise unknown_keywords("ScoreModel", [name], options)
+            raise unknown_keywords(function, [name], options)
 
 
 def check_predicts(predicts: Any, learned_variance: bool) -> None:

@@ -19,7 +19,7 @@ from sdegen.processes.process import Process
 from sdegen.scores.arguments import Predicts, check_conditions, check_predicts, check_time, check_time_dtype
 from sdegen.scores.conditions import Conditions, as_index
 from sdegen.scores.files import Saved
-from sdegen.scores.plane import Want, convert, plane
+from sdegen.scores.plane import Want, convert, edm_pair, plane
 from sdegen.tensors import STATE_NAMES, STATES, batch_time, call_score, check_type, combine, named, widen
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class Model(Portable, ABC):
     """Whether it is the exact score of a law, whose states are worth float64."""
     prior: Any = None
     """What is known of the data, as `sample(prior=...)` takes it, where a call does not say it."""
+    sigma_data: float = 0.5
+    """The data's standard deviation, as EDM's preconditioning takes it."""
     learned_variance: bool = False
     """Whether a variance is learned beside the prediction, of which `with_fraction` answers."""
     runs_forward: ClassVar[bool] = False
@@ -246,10 +248,7 @@ class ScoreModel(Saved, Model):
         if self.predicts == "energy":
             return plane(self.process, level, "score")
         if self.predicts == "edm":
-            # F = (data - c_skip y) / c_out with y = data + s noise
-            s = level.sigma / level.alpha
-            norm = torch.sqrt(s * s + self.sigma_data**2)
-            return s / (self.sigma_data * norm), -self.sigma_data / norm
+            return edm_pair(level, self.sigma_data)
         return plane(self.process, level, self.predicts)
 
     def says(self, level: Level) -> tuple[bool, bool]:
@@ -308,6 +307,20 @@ class ScoreModel(Saved, Model):
             if not energy.requires_grad:
                 raise InvalidArgumentError("the energy does not depend on x through autograd: its gradient is missing")
             return -torch.autograd.grad(energy.sum(), at, create_graph=keep)[0]
+
+    def conditioned(self, **condition: Any) -> Self:
+        """The same model with these conditions, in place of its own of these names.
+
+        Args:
+            condition: as for `ScoreModel`: per sample, unless they are numbers, words or `sd.shared`.
+
+        Raises:
+            InvalidTypeError: a name that looks like one of an option.
+        """
+        check_conditions(condition, _OPTIONS)
+        twin = copy.copy(self)
+        twin._conditions = Conditions.of({**self._conditions.plain, **condition})
+        return twin
 
     def __repr__(self) -> str:
         net = type(self.net).__name__ if self.module is self.net else named(self.net)

@@ -48,6 +48,16 @@ def plane(process: Process, level: Level, want: Want) -> tuple[Tensor, Tensor]:
     )
 
 
+def edm_pair(level: Level, sigma_data: float) -> tuple[Tensor, Tensor]:
+    """The pair `(p, q)` of an EDM network's raw output F, where `data = c_skip y + c_out F`, `y = data + s noise`.
+
+    Source: Karras et al. (2022), table 1, with `s = sigma/alpha`.
+    """
+    s = level.sigma / level.alpha
+    norm = torch.sqrt(s * s + sigma_data**2)
+    return s / (sigma_data * norm), -sigma_data / norm
+
+
 def convert(level: Level, known: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """`(c_x, c_pred)` with `want = c_x x + c_pred known`, the 2x2 solve of this module's head."""
     p, q = known
