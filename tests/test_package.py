@@ -26,11 +26,13 @@ ORDER = (
     "loop",
     "calibration",
     "sampling",
+    "training",
     "adapters",
     "metrics",
     "plots",
     "testing",
     "bench",
+    "runs",
     "demo",
     "cli",
 )

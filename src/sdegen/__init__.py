@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sdegen import adapters, grids, guidance, noise, solvers
 from sdegen.calibration.calibrate import calibrate
 from sdegen.calibration.plan import Plan
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreError, SdegenError
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, ScoreError, SdegenError, TrainingError
 from sdegen.level import Level
 from sdegen.loop.control import Controller, Fixed
 from sdegen.loop.fixed import solve
@@ -19,7 +19,7 @@ from sdegen.processes.schedules import EDM, VE, VP, Cosine, DiscreteVP, Flow, Su
 from sdegen.processes.sde import SDE, ReverseSDE
 from sdegen.sampling.restart import Restart
 from sdegen.sampling.sample import draw, edit, encode, forward, sample
-from sdegen.scores import model
+from sdegen.scores import divergence, model
 from sdegen.scores.conditions import shared
 from sdegen.scores.mixtures import Gaussian, GaussianMixture
 from sdegen.scores.model import ScoreModel
@@ -67,6 +67,11 @@ from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.runge_kutta import RungeKutta
 from sdegen.solvers.singlestep import Singlestep
 from sdegen.tensors import combine
+from sdegen.training import latents, losses, nets
+from sdegen.training.averages import EMA
+from sdegen.training.batches import Batches
+from sdegen.training.checkpoints import Checkpoint
+from sdegen.training.loop import train
 
 if TYPE_CHECKING:
     from sdegen import bench, metrics, plots, testing
@@ -78,6 +83,7 @@ __all__ = [
     "CLD",
     "DATA",
     "EDM",
+    "EMA",
     "FLOW",
     "NOISE",
     "OU",
@@ -90,7 +96,9 @@ __all__ = [
     "VE",
     "VP",
     "WIENER",
+    "Batches",
     "Brownian",
+    "Checkpoint",
     "Controller",
     "Cosine",
     "DiscreteVP",
@@ -122,6 +130,7 @@ __all__ = [
     "Status",
     "Step",
     "SubVP",
+    "TrainingError",
     "White",
     "adams",
     "adapters",
@@ -135,6 +144,7 @@ __all__ = [
     "ddpm",
     "default",
     "deis",
+    "divergence",
     "dopri5",
     "dopri8",
     "dpm",
@@ -155,10 +165,13 @@ __all__ = [
     "heun",
     "heun_euler",
     "ipndm",
+    "latents",
     "lms",
+    "losses",
     "metrics",
     "milstein",
     "model",
+    "nets",
     "noise",
     "pc",
     "plots",
@@ -174,6 +187,7 @@ __all__ = [
     "stochastic_runge_kutta",
     "tableaus",
     "testing",
+    "train",
     "tsit5",
     "unipc",
 ]

@@ -40,6 +40,10 @@ class ScoreTypeError(ScoreError, TypeError):
     """A score function returned no tensor, or one of another dtype or device."""
 
 
+class TrainingError(SdegenError):
+    """A training whose gradients are not finite any more."""
+
+
 def hint(name: str, allowed: Sequence[str], otherwise: str) -> str:
     """What to do about an unknown name: the closest allowed one, or all of them after the words `otherwise`."""
     close = difflib.get_close_matches(name, allowed, n=1)

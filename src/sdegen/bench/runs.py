@@ -23,7 +23,7 @@ from sdegen.bench.store import Place, Store
 from sdegen.bench.tables import Entry, named
 from sdegen.bench.targets import most, target
 from sdegen.grids import check_steps
-from sdegen.loop.progress import evaluations_bar
+from sdegen.loop.progress import told_bar
 from sdegen.metrics import Metric, Target
 from sdegen.scores.model import place as home
 from sdegen.testing.guards import peak_memory
@@ -81,7 +81,7 @@ def collect(
     places = [place(store, job, settings) for job in jobs]  # before the first run, which may change what it runs
     total = sum(40 if job.budget < 1 else int(job.budget) for job in jobs)
     try:
-        with evaluations_bar(total, progress) as bar:
+        with told_bar(total, progress) as bar:
             for problem, own in itertools.groupby(zip(jobs, places), key=lambda pair: pair[0].problem):
                 bench = Bench(problem, settings)
                 for job, where in own:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.demo.digits import Digits
 from sdegen.errors import InvalidArgumentError, hint
-from sdegen.loop.progress import evaluations_bar
+from sdegen.loop.progress import told_bar
 from sdegen.loop.solution import Progress
 from sdegen.processes.schedules import VP
 from sdegen.sampling.sample import sample
@@ -123,7 +123,7 @@ def measure(
     sample(model, (samples, 8, 8), steps=1, progress=False)  # the first call of all is slow, whatever the method
     jobs = [(name, budget) for name in methods for budget in budgets]
     rows = []
-    with evaluations_bar(sum(budget for _, budget in jobs), False if quiet else None) as bar:
+    with told_bar(sum(budget for _, budget in jobs), False if quiet else None) as bar:
         for name, budget in jobs:
             bar.set_description_str(f"{METHODS[name].label}, NFE {budget}")
             x, nfe, seconds = timed(model, METHODS[name].solver, budget, samples, sampling, bar)

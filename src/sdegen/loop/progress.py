@@ -30,18 +30,18 @@ def watched() -> bool:
 
 
 @contextlib.contextmanager
-def evaluations_bar(total: int, shown: bool | None) -> Iterator[Any]:
-    """A tqdm bar over the evaluations of many runs; `shown=None`: on terminals, and only if tqdm is there.
+def told_bar(total: int, shown: bool | None, unit: str = "evaluations", done: int = 0) -> Iterator[Any]:
+    """A tqdm bar with a text beside, over many runs or steps; `shown=None`: on terminals, and only if tqdm is there.
 
     Raises InvalidArgumentError where it is wanted and there is no tqdm.
     """
-    shape = "{desc:<40.40} {percentage:3.0f}% |{bar}| {n}/{total} evaluations, {remaining} left"
+    shape = "{desc:<40.40} {percentage:3.0f}% |{bar}| {n}/{total} " + unit + ", {remaining} left"
     tqdm = _tqdm(bool(shown))
     if tqdm is None:
         yield _Hidden()
         return
     hidden = None if shown is None else not shown
-    with tqdm(total=total, disable=hidden, leave=False, dynamic_ncols=True, bar_format=shape) as bar:
+    with tqdm(total=total, initial=done, disable=hidden, leave=False, dynamic_ncols=True, bar_format=shape) as bar:
         yield bar
 
 

@@ -64,7 +64,7 @@ class Saved:
             raise InvalidArgumentError(f"{where} is a name of pickles, and this is a safetensors file: {_FILE}")
         found = weights.found(model)
         tensors, tied = weights.state(found)
-        process, parts = _process(model.process)
+        asked, parts = account(model)
         said = {
             "format": _FORMAT,
             "sdegen": sys.modules[_ROOT].__version__,
@@ -72,13 +72,7 @@ class Saved:
             "network": type(found).__name__,
             "config": _config(found),
             "tied": tied,
-            "process": process,
-            "predicts": _recorded(model.predicts),
-            "time": _time(model.time, self._times),
-            "time_dtype": None if model.time_dtype is None else str(model.time_dtype).removeprefix("torch."),
-            "sigma_data": float(model.sigma_data),
-            "cast": bool(model.cast),
-            "learned_variance": model.learned_variance,
+            **asked,
         }
         write_tensors(where, {**tensors, **parts}, {"sdegen": json.dumps(said)}, _KIND)
 
@@ -198,6 +192,24 @@ class Saved:
                 repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
             )
         return str(done)
+
+
+def account(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """How a network is asked and under which process, as plain data; and the process's tensors by name.
+
+    Raises InvalidArgumentError for a process that is not made of plain numbers.
+    """
+    process, parts = _process(model.process)
+    said = {
+        "process": process,
+        "predicts": _recorded(model.predicts),
+        "time": _time(model.time, model._times),
+        "time_dtype": None if model.time_dtype is None else str(model.time_dtype).removeprefix("torch."),
+        "sigma_data": float(model.sigma_data),
+        "cast": bool(model.cast),
+        "learned_variance": model.learned_variance,
+    }
+    return said, parts
 
 
 def _process(process: Process) -> tuple[Any, dict[str, Tensor]]:

@@ -26,23 +26,37 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str,
     """Write tensors and the header's words to a file, or leave what is there as it was.
 
     The bytes are the same at every call where there is one word; of several the order is not.
-    Raises InvalidArgumentError without safetensors, FileNotFoundError without the folder.
+    Raises InvalidArgumentError without safetensors, FileNotFoundError without the folder, OSError where it is full.
     """
-    module = _safetensors(kind)
-    if path.is_dir():
-        raise InvalidArgumentError(f"{path} is a folder: give a file in it, to save the {kind.what} as")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to save a {kind.what} in")
+    module = check_place(path, kind)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         part.touch(exist_ok=False)
         mode = part.stat().st_mode  # as any new file's; some versions of safetensors let the owner alone read theirs
         module.torch.save_file(dict(tensors), str(part), dict(words))
         part.chmod(mode)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # or a crash after the renaming could leave less than there was before
         os.replace(part, path)
+    except (OSError, module.SafetensorError) as error:
+        kept = "; what was there before is left as it was" * path.exists()
+        told = f"the {kind.what} {path} could not be written: {error}{kept}"
+        raise OSError(*((error.errno, told) if isinstance(error, OSError) and error.errno else (told,))) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             part.unlink()
+
+
+def check_place(path: Path, kind: Kind) -> Any:
+    """The module that writes. Raises where a file cannot be written there, as far as that can be seen before."""
+    module = _safetensors(kind)
+    if path.is_dir():
+        raise InvalidArgumentError(f"{path} is a folder: give a file in it, to save the {kind.what} as")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to save a {kind.what} in")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(13, f"no permission to write a {kind.what} in the folder", str(path.parent))
+    return module
 
 
 def read_tensors(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, str]]:

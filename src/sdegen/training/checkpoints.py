@@ -1,0 +1,155 @@
+"""A training run in a file: weights, averages, the optimizer's numbers, and what the run is, in safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sdegen.errors import InvalidArgumentError, brief, strict_keywords
+from sdegen.processes.records import recorded, restored
+from sdegen.scores import files, weights
+from sdegen.scores.safe import Kind, check_place, read_tensors, write_tensors
+from sdegen.tensors import check_whole
+
+if TYPE_CHECKING:
+    from sdegen.training.loop import Run
+
+_KIND = Kind("checkpoint", "sd.train", "hub")
+_FORMAT = "sdegen training 1"
+Identity = Mapping[str, Any]
+
+
+@strict_keywords
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where and how often a run is kept; one that finds its own file goes on from it, with the same bits.
+
+    Args:
+        path: the file, as "run.safetensors". It is replaced as a whole.
+        every: after how many steps it is written; after the last one it always is.
+
+    Raises:
+        InvalidArgumentError: `every` is no whole number >= 1.
+    """
+
+    path: str | os.PathLike[str]
+    every: int = 500
+
+    def __post_init__(self) -> None:
+        check_whole("every", self.every)
+
+    def check(self) -> None:
+        """Raises unless the file can be written: known before the first step, not after hours."""
+        check_place(Path(self.path), _KIND)
+
+    def save(self, run: Run) -> None:
+        """Write the run, as its first process if there are several."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+            return
+        tensors, tied = weights.state(run.module)
+        kept = {f"net.{name}": value for name, value in tensors.items()}
+        if run.average is not None:
+            kept |= {f"ema.{name}": value for name, value in weights.state(weights.found(run.average.model))[0].items()}
+        state = run.optimizer.state_dict()
+        numbers: dict[str, dict[str, Any]] = {}
+        for place, values in state["state"].items():
+            for name, value in values.items():
+                if torch.is_tensor(value):
+                    kept[f"optimizer.{place}.{name}"] = value.detach().cpu().contiguous().clone()
+                else:
+                    numbers.setdefault(str(place), {})[name] = recorded(value)
+        said = {
+            "format": _FORMAT,
+            "run": run.identity,
+            "step": run.step,
+            "skipped": run.skipped,
+            "tied": tied,
+            "groups": [{name: recorded(value) for name, value in group.items()} for group in state["param_groups"]],
+            "optimizer": numbers,
+            "scaler": run.scaler.state_dict(),
+        }
+        kept |= {"levels": run.levels.sums, **files.account(run.model)[1]}
+        write_tensors(Path(self.path), kept, {"sdegen": json.dumps(said)}, _KIND)
+
+    def load(self, run: Run) -> None:
+        """Set a run to where the file left it, if there is one.
+
+        Raises InvalidArgumentError for a file of another run, or one that is damaged.
+        """
+        path = Path(self.path)
+        if not path.exists():
+            return
+        tensors, words = read_tensors(path, _KIND)
+        said = _said(path, words)
+        _check_same(path, said["run"], run.identity)
+        parts = _parts(path, tensors)
+        process = files.account(run.model)[1]
+        if process.keys() != parts[""].keys() or not all(torch.equal(v, parts[""][k]) for k, v in process.items()):
+            raise InvalidArgumentError(f"{path} is of another run: its process has other numbers")
+        try:
+            state = _optimizer_state(said, parts["optimizer"])
+            sums, tied = parts["levels"]["levels"], said["tied"]
+            averaged = {name: parts["ema"][kept] for name, kept in tied.items() if run.average is not None}
+            weights.take(run.module, {**parts["net"], **{k: parts["net"][v] for k, v in tied.items()}}, path)
+            if run.average is not None:
+                weights.take(weights.found(run.average.model), {**parts["ema"], **averaged}, path)
+            run.optimizer.load_state_dict(state)
+            run.scaler.load_state_dict(said["scaler"])
+            run.levels.sums.copy_(sums)
+            run.step, run.skipped = int(said["step"]), int(said["skipped"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            if isinstance(error, InvalidArgumentError):
+                raise
+            raise InvalidArgumentError(
+                f"{path} is damaged, or of another optimizer: {brief(str(error), 200)}"
+            ) from None
+
+
+def _said(path: Path, words: Mapping[str, str]) -> dict[str, Any]:
+    """The header's record. Raises InvalidArgumentError for a file that is no checkpoint."""
+    try:
+        said: dict[str, Any] = json.loads(words["sdegen"])
+        form = said["format"]
+    except (KeyError, TypeError, ValueError):
+        raise InvalidArgumentError(f"{path} was not written by sd.train: give another checkpoint=") from None
+    if form != _FORMAT or not isinstance(said.get("run"), dict):
+        raise InvalidArgumentError(f"{path} is of format {form!r}, and checkpoints are of {_FORMAT!r}: give another")
+    return said
+
+
+def _check_same(path: Path, theirs: Identity, ours: Identity) -> None:
+    """Raises InvalidArgumentError where a file is of another run, and says what differs."""
+    names = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
+    if names:
+        told = ", ".join(f"{name} {brief(theirs.get(name))}, here {brief(ours.get(name))}" for name in names)
+        raise InvalidArgumentError(f"{path} is of another run, with {told}: go on as it began, or give another file")
+
+
+def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors by what they are of; those of the process under the empty name."""
+    parts: dict[str, dict[str, Tensor]] = {"net": {}, "ema": {}, "optimizer": {}, "levels": {}, "": {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind not in parts:
+            raise InvalidArgumentError(f"{path} holds {name!r}, which no checkpoint has: it is damaged, or of another")
+        parts[kind][rest if kind in ("net", "ema", "optimizer") else name] = value
+    return parts
+
+
+def _optimizer_state(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What `Optimizer.load_state_dict` takes."""
+    state: dict[int, dict[str, Any]] = {}
+    for place, values in said["optimizer"].items():
+        state[int(place)] = {name: restored(value) for name, value in values.items()}
+    for name, value in tensors.items():
+        place, _, key = name.partition(".")
+        state.setdefault(int(place), {})[key] = value
+    groups = [{name: restored(value) for name, value in group.items()} for group in said["groups"]]
+    return {"state": state, "param_groups": [{**group, "params": list(group["params"])} for group in groups]}

@@ -1,0 +1,322 @@
+"""The training loop: a generator of states, one for each step, which goes on from a checkpoint with the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdegen import noise as noises
+from sdegen.errors import (
+    InvalidArgumentError,
+    InvalidTypeError,
+    SdegenError,
+    TrainingError,
+    check_positive,
+    strict_keywords,
+)
+from sdegen.level import Level
+from sdegen.loop.progress import told_bar
+from sdegen.processes.records import recorded
+from sdegen.scores import files, weights
+from sdegen.scores.model import ScoreModel, place
+from sdegen.tensors import check_state, check_type, check_whole, described, named, widen
+from sdegen.training.averages import EMA
+from sdegen.training.batches import Batch, check_batches, since
+from sdegen.training.checkpoints import Checkpoint
+from sdegen.training.losses import Objective
+
+__all__ = ["ByLevel", "State", "train"]
+
+Loss = Callable[..., Tensor]
+_BINS, _FADE, _MOST_BAD = 10, 0.98, 3
+
+
+class ByLevel(NamedTuple):
+    """The mean loss in bins of `lam = log(alpha/sigma)`, over about the last 50 steps.
+
+    Edges `[K + 1]`, from noise to data, and losses `[K]`: NaN in a bin without samples.
+    """
+
+    lam: Tensor
+    loss: Tensor
+
+
+class State(NamedTuple):
+    """Where a training is after a step.
+
+    step of steps; loss, the mean over the step's samples; by_level; lr, the learning rate of the first group; skipped,
+    how many steps had a gradient that was not finite; model, which is trained; ema, a score model with the averaged
+    weights, in evaluation mode (the model itself without an average). Both models change with the steps to come.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    by_level: ByLevel
+    lr: float
+    skipped: int
+    model: ScoreModel
+    ema: ScoreModel
+
+
+@strict_keywords
+def train(
+    model: ScoreModel,
+    batches: Iterable[Any],
+    *,
+    loss: Loss,
+    steps: int,
+    optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer],
+    ema: EMA | None = EMA(),  # noqa: B008 - frozen
+    amp: torch.dtype | None = None,
+    accumulate: int = 1,
+    clip: float | None = None,
+    schedule: Callable[[int], float] | None = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Iterator[State]:
+    """Train a model's network: a generator that takes a step, and yields a `State`, at a time.
+
+    A step is a function of (seed, step) and of its batch, dropout included. A step whose gradient is not finite changes
+    nothing and is counted.
+
+    Args:
+        model: what is trained; its process is the one that is sampled under later.
+        batches: `sd.Batches`, or any iterable that begins anew when it ends, as a loader, of tensors `[B, *S]` or pairs
+            `(data, {"label": ...})` with conditions by name. They are moved to the network's device and dtype.
+        loss: `sd.losses.simple` or another objective; or your own `(model, data, *, seed) -> [B]`.
+        steps: how many in all, those before a checkpoint included.
+        optimizer: a torch optimizer over `model.parameters()`, or what makes one of them.
+        ema: the average of the weights; None for none.
+        amp: torch.bfloat16 or torch.float16, in which autocast runs the network; the loss is float32.
+        accumulate: how many batches make a step.
+        clip: the largest norm of the gradient; None for any.
+        schedule: a function of the step 0, 1, ..., by whose value the learning rates are multiplied.
+        checkpoint: a file, or `sd.Checkpoint(path, every)`; where there is one the training goes on from it.
+        seed: of noise, times and dropout; another on every machine that trains together.
+        progress: show a bar; None: on terminals.
+
+    Yields:
+        A `State` after every step; the last one again where a checkpoint has all of them.
+
+    Raises:
+        InvalidTypeError, InvalidArgumentError: an argument is not as above; a batch is empty, of another shape than the
+            first, of whole numbers, or has NaN; a checkpoint is of another run.
+        TrainingError: three steps in a row had a gradient that is not finite.
+        OSError: the checkpoint cannot be written.
+    """
+    check_type(model, ScoreModel, "model must be a ScoreModel(process, net, predicts)")
+    check_batches(batches)
+    for name, value in (("steps", steps), ("accumulate", accumulate)):
+        check_whole(name, value)
+    if clip is not None:
+        check_positive(clip=clip)
+    if amp not in (None, torch.bfloat16, torch.float16):
+        raise InvalidArgumentError(f"amp must be torch.bfloat16, torch.float16 or None, got {amp!r}")
+    if not callable(loss):
+        raise InvalidTypeError(f"loss must be sd.losses.simple, another objective, or a function, got {loss!r}")
+    run = Run(model, loss, optimizer, ema, amp, accumulate, clip, schedule, seed)
+    kept = Checkpoint(checkpoint) if isinstance(checkpoint, str | os.PathLike) else checkpoint
+    if kept is not None:
+        kept.check()
+        kept.load(run)
+    if run.step > steps:
+        raise InvalidArgumentError(f"the checkpoint has {run.step} steps, more than steps={steps}: give more steps")
+    return _states(run, batches, steps, kept, progress)
+
+
+def _states(
+    run: Run, batches: Iterable[Any], steps: int, kept: Checkpoint | None, progress: bool | None
+) -> Iterator[State]:
+    """The steps that are left, a state after each."""
+    was, source = run.module.training, since(batches, run.step * run.accumulate)
+    try:
+        with told_bar(steps, progress, "steps", run.step) as bar:
+            if run.step == steps:
+                yield run.state(steps)
+            while run.step < steps:
+                run.take(source)
+                if kept is not None and (run.step % kept.every == 0 or run.step == steps):
+                    kept.save(run)
+                bar.set_description_str(f"loss {run.loss:.4g}, lr {run.lr:.3g}")
+                bar.update(1)
+                yield run.state(steps)
+    finally:
+        run.network.train(was)
+
+
+class Run:
+    """What changes in a training: the network, its average, the optimizer, counts."""
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        loss: Loss,
+        optimizer: Any,
+        ema: EMA | None,
+        amp: torch.dtype | None,
+        accumulate: int,
+        clip: float | None,
+        schedule: Callable[[int], float] | None,
+        seed: int,
+    ) -> None:
+        self.model, self.measure, self.amp = model, loss, amp
+        self.accumulate, self.clip, self.schedule, self.seed = accumulate, clip, schedule, seed
+        self.module, self.network = weights.found(model), model._found()
+        self.dtype, self.device = place(self.module, None, None)
+        self.optimizer = _optimizer(optimizer, self.module)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.average = None if ema is None else ema.of(model)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
+        self.levels = _Levels(model)
+        self.step = self.skipped = self._bad = 0
+        self.loss = math.nan
+        self._shape: torch.Size | None = None
+        self.identity = {
+            "model": files.account(model)[0],
+            "network": type(self.module).__name__,
+            "loss": _record(loss),
+            "optimizer": type(self.optimizer).__name__,
+            "ema": _record(ema),
+            "amp": str(amp),
+            "accumulate": accumulate,
+            "clip": clip,
+            "seed": seed,
+        }
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the first group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def state(self, steps: int) -> State:
+        """What is yielded."""
+        ema = self.model if self.average is None else self.average.model
+        return State(self.step, steps, self.loss, self.levels.means(), self.lr, self.skipped, self.model, ema)
+
+    def take(self, source: Iterator[Batch]) -> None:
+        """One step."""
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.schedule is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * float(self.schedule(self.step))
+        self.loss = sum(self._batch(next(source), part) for part in range(self.accumulate)) / self.accumulate
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
+        self.step += 1
+        good = math.isfinite(self.loss) and math.isfinite(float(norm))
+        if good:
+            self.scaler.step(self.optimizer)
+            if self.average is not None:
+                self.average.update(self.step)
+        # a scaler finds its scale by steps that overflow: they are no fault before the scale is 1
+        searching = math.isfinite(self.loss) and self.scaler.get_scale() > 1
+        self.scaler.update()
+        self.skipped += not good
+        self._bad = 0 if good or searching else self._bad + 1
+        if self._bad == _MOST_BAD:
+            raise TrainingError(
+                f"the gradient was not finite in {_MOST_BAD} steps in a row, up to step {self.step} (loss {self.loss:g}"
+                f", lr {self.lr:g}); the weights are as they were before: give a smaller lr, clip=1.0, or "
+                "amp=torch.bfloat16 in place of float16"
+            )
+
+    def _batch(self, batch: Batch, part: int) -> float:
+        """The mean loss of a batch, its gradients taken."""
+        data, condition = self._taken(batch[0]), batch[1]
+        model = self.model.conditioned(**condition) if condition else copy.copy(self.model)
+        model._conditions = model._conditions.to(self.device)
+        model.cast |= self.amp is not None
+        key = int(noises.seeds(self.seed, 1, start=self.step * self.accumulate + part)[0])
+        with _keyed(key, self.device), torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+            losses: Any = self.measure(model, data, seed=key)
+        if not torch.is_tensor(losses) or losses.shape != data.shape[:1]:
+            raise InvalidArgumentError(
+                f"the loss must be one number for each sample, {list(data.shape[:1])}, got {described(losses)}"
+            )
+        if not losses.requires_grad:
+            raise InvalidArgumentError("the loss does not depend on any parameter of the network that has a gradient")
+        mean = widen(losses).mean()
+        self.scaler.scale(mean / self.accumulate).backward()  # type: ignore[no-untyped-call]
+        if isinstance(self.measure, Objective):
+            self.levels.add(self.measure.at(model, len(data), key), losses)
+        return float(mean.detach())
+
+    def _taken(self, data: Tensor) -> Tensor:
+        """The data of a batch, checked, where the network is and in its precision."""
+        name = f"the batch of step {self.step + 1}"
+        check_state(data, name, "")
+        if self._shape is None:
+            self._shape = data.shape[1:]
+        if data.shape[0] == 0 or data.shape[1:] != self._shape:
+            raise InvalidArgumentError(f"{name} is {list(data.shape)}, and must be [B, {_sizes(self._shape)}], B >= 1")
+        return data.to(self.device, self.dtype)
+
+
+class _Levels:
+    """Sums of losses and counts of samples in bins of log-SNR, which fade with the steps."""
+
+    def __init__(self, model: ScoreModel) -> None:
+        low, high = model.process.edges.tolist()
+        self.edges = torch.linspace(low, high, _BINS + 1, dtype=torch.float64)
+        self.sums = torch.zeros(2, _BINS, dtype=torch.float64)
+
+    def add(self, level: Level, losses: Tensor) -> None:
+        """Take in the losses `[B]` of samples at their levels."""
+        told = losses.detach().double().cpu()
+        place = torch.bucketize(level.lam.detach().cpu().expand(len(told)).contiguous(), self.edges[1:-1])
+        good = told.isfinite()
+        both = torch.stack([told, torch.ones_like(told)]).where(good, 0.0)
+        self.sums.mul_(_FADE).index_add_(1, place, both)
+
+    def means(self) -> ByLevel:
+        """The mean loss of every bin."""
+        return ByLevel(self.edges, self.sums[0] / self.sums[1])
+
+
+def _optimizer(given: Any, module: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer. Raises unless it has parameters of the module."""
+    made = given if isinstance(given, torch.optim.Optimizer) else callable(given) and given(module.parameters())
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InvalidTypeError(
+            "optimizer must be a torch optimizer, as torch.optim.Adam(model.parameters(), 1e-3), or what makes one of "
+            f"parameters; got {made if callable(given) else given!r}"
+        )
+    own = {id(p) for p in module.parameters()}
+    if not any(id(p) in own for group in made.param_groups for p in group["params"]):
+        raise InvalidArgumentError("the optimizer has no parameter of this model: make it of model.parameters()")
+    return made
+
+
+@contextlib.contextmanager
+def _keyed(key: int, device: torch.device) -> Iterator[None]:
+    """Torch's generators seeded, for dropout, and afterwards as they were."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(key)
+        if cuda:
+            torch.cuda.manual_seed(key)
+        yield
+
+
+def _record(value: Any) -> Any:
+    """A value as plain data; of a user's own its name."""
+    try:
+        return recorded(value)
+    except SdegenError:
+        return {"own": named(value)}
+
+
+def _sizes(shape: torch.Size) -> str:
+    return ", ".join(map(str, shape))
