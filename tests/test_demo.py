@@ -22,7 +22,7 @@ for needed in ("sklearn", "matplotlib"):  # looked for, and imported by the test
         pytest.skip(f"needs {needed}", allow_module_level=True)
 
 NAMES = ["euler_maruyama", "pc", "ddim", "dpmpp", "unipc", "default"]
-SMALL = {"samples": 200, "budgets": [5, 20], "quiet": True}
+SMALL = {"samples": 200, "budgets": [5, 20], "quick": True, "quiet": True}
 
 
 class Bar:
@@ -203,7 +203,18 @@ def test_plots_refuse_what_they_cannot_draw(draw):
 
 def test_the_command_prints_the_table_and_where_the_files_are(tmp_path, capsys):
     threads = torch.get_num_threads()
-    args = ["demo", "--out", str(tmp_path / "a"), "--samples", "20", "--methods", "pc,ddim", "--nfe", "5,3,5"]
+    args = [
+        "demo",
+        "--out",
+        str(tmp_path / "a"),
+        "--samples",
+        "20",
+        "--methods",
+        "pc,ddim",
+        "--nfe",
+        "5,3,5",
+        "--quick",
+    ]
     assert cli.main(args) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -243,7 +254,7 @@ def test_mistakes_are_one_line_and_status_2(args, words, capsys):
 @pytest.mark.parametrize(("module", "extra"), [("sklearn.datasets", "demo"), ("matplotlib.figure", "plots")])
 def test_a_missing_package_is_one_line_and_status_2(module, extra, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, module, None)
-    assert cli.main(["demo", "--out", str(tmp_path), "--samples", "2", "--nfe", "3"]) == 2
+    assert cli.main(["demo", "--out", str(tmp_path), "--samples", "2", "--nfe", "3", "--quick"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert f"pip install 'sdegen[{extra}]'" in err
@@ -251,9 +262,38 @@ def test_a_missing_package_is_one_line_and_status_2(module, extra, tmp_path, mon
 
 def test_without_tqdm_there_is_no_bar_and_all_else(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    assert cli.main(["demo", "--out", str(tmp_path), "--samples", "2", "--nfe", "3"]) == 0
+    assert cli.main(["demo", "--out", str(tmp_path), "--samples", "2", "--nfe", "3", "--quick"]) == 0
     assert capsys.readouterr().err == ""
     assert (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.slow
+def test_the_network_is_trained_measured_and_drawn(tmp_path, capsys):
+    """At a tenth of the steps: its samples are no farther from held-out digits than twice the exact mixture's."""
+    from matplotlib import image
+
+    report = demo.run(tmp_path, samples=50, methods=["ddim"], budgets=[5], steps=200)
+    out = capsys.readouterr().out
+    assert len(report.rows) == 1
+    for word in (
+        "257,025 parameters",
+        "1,500 of the digits",
+        "297 digits that neither has seen",
+        "audit of ScoreModel",
+    ):
+        assert word in out
+    with (tmp_path / "network.csv").open(newline="") as file:
+        rows = {(row["images"], int(row["nfe"])): row for row in csv.DictReader(file)}
+    assert set(rows) == {("training images", 0), *((n, k) for n in ("mixture", "network") for k in (5, 10, 20))}
+    for nfe in (5, 10, 20):
+        far, exact = (float(rows[name, nfe]["distance"]) for name in ("network", "mixture"))
+        assert far < 2 * exact
+        assert float(rows["network", nfe]["recall"]) > 0.5
+    for name in ("network.png", "training.png"):
+        assert image.imread(tmp_path / name)[..., :3].std() > 0.05, f"{name} is blank"
+    assert "findings:" in out or "nothing was found" in out
+    assert cli.main(["sample", str(tmp_path / "network"), "--n", "4", "--out", str(tmp_path / "x.npy")]) == 0
+    assert np.load(tmp_path / "x.npy").shape == (4, 1, 8, 8)
 
 
 def test_failures_and_interruptions_have_their_status(monkeypatch, capsys):

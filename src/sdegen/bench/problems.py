@@ -23,6 +23,7 @@ from sdegen.processes.process import Process
 from sdegen.processes.schedules import EDM, VE, VP, Flow
 from sdegen.scores.mixtures import GaussianMixture
 from sdegen.scores.model import ScoreModel
+from sdegen.training import data as sets
 
 F64 = torch.float64
 PROCESSES: Mapping[str, Callable[[], Process]] = {"VP": VP, "VE": VE, "EDM": EDM, "Flow": partial(Flow, t_max=0.999)}
@@ -168,11 +169,7 @@ def stiff() -> GaussianMixture:
 
 def handwritten() -> Tensor:
     """scikit-learn's 1,797 images of 8x8, standardised as one: mean 0, standard deviation 1, `[1797, 64]`."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise InvalidArgumentError("the digits need scikit-learn: pip install 'sdegen[bench]'") from None
-    data = torch.as_tensor(load_digits().data, dtype=F64)
+    data = ((sets.digits()[0] + 1) * 8).flatten(1)
     return (data - data.mean()) / data.std()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdegen.errors import InvalidArgumentError
 from sdegen.scores.mixtures import GaussianMixture
+from sdegen.training.data import digits
 
 # A standard deviation added to every pixel (of range [-1, 1]): clusters of 34 to 146 images leave the 64 x 64
 # covariances singular.
@@ -39,25 +40,27 @@ class Digits(NamedTuple):
         return out.flatten(0, 1)
 
 
-def fit(seed: int) -> Digits:
+def fit(seed: int, train: Tensor | None = None) -> Digits:
     """Two Gaussians per digit, split by k-means: each cluster's mean, covariance + RIDGE^2 I, and size as weight.
 
+    train: the places of the images that it is fitted to; None for all.
     Raises InvalidArgumentError without scikit-learn.
     """
+    images, labels = digits()
+    if train is not None:
+        images, labels = images[train], labels[train]
+    data = images.reshape(-1, 64)
     try:
         from sklearn.cluster import KMeans
-        from sklearn.datasets import load_digits
     except ImportError:
         raise InvalidArgumentError("the demo needs scikit-learn: pip install 'sdegen[demo]'") from None
-    bunch = load_digits()
-    data, labels = torch.as_tensor(bunch.data) / 8 - 1, torch.as_tensor(bunch.target)
     pairs = []
     for digit in range(10):
         own = data[labels == digit]
         split = torch.as_tensor(KMeans(2, n_init=4, random_state=seed % 2**32).fit_predict(own.numpy()))
         pairs.append([own[split == k] for k in range(2)])
     whole = _mixture([cluster for pair in pairs for cluster in pair])
-    return Digits(data.reshape(-1, 8, 8), labels, whole, [_mixture(pair) for pair in pairs])
+    return Digits(images, labels, whole, [_mixture(pair) for pair in pairs])
 
 
 def _mixture(clusters: Sequence[Tensor]) -> GaussianMixture:
