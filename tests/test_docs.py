@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 import sys
@@ -21,6 +22,9 @@ ROOT = Path(__file__).parent.parent
 FILES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if p.exists()]
 PYTHON = {"python", "py", "python3", "pycon"}
 LANGUAGES = PYTHON | {"console", "sh", "text", "math", "toml", "bibtex", "mermaid"}
+OPTIONAL = ("accelerate", "lightning")
+MISSING = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
+"""Libraries that a page shows beside ours and this environment does not have: their blocks are left out."""
 FENCE = re.compile(r"^([ >]*)(`{3,}|~{3,})[ ]*([\w-]*)")
 
 
@@ -81,6 +85,8 @@ class Page:
         torch.set_rng_state(torch.Generator().get_state())
         try:
             for block in self.blocks:
+                if any(f"import {name}" in block.code or f"from {name} " in block.code for name in MISSING):
+                    continue
                 # empty lines in front give tracebacks the line numbers of the file
                 code = compile("\n" * (block.line - 1) + block.code, str(self.path), "exec", dont_inherit=True)
                 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

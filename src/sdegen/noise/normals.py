@@ -88,6 +88,9 @@ def seeds(seed: int, n: int, start: int = 0, device: torch.device | str | None =
     seed, n, start = _integer("seed", seed, 1 << 63), _integer("n", n, 1 << 63), _integer("start", start, 1 << 63)
     if start + n >= 1 << 63:
         raise InvalidArgumentError(f"start + n must be below 2**63, got {start} + {n}; take a smaller start")
+    if n == 1:  # in plain numbers, without a tensor operation per round
+        low, high, _, _ = philox(halves(seed), (*halves(start), _SEEDS_DOMAIN, _SEEDS_DOMAIN))
+        return torch.tensor([low | ((high & 0x7FFFFFFF) << 32)], dtype=torch.int64, device=device or "cpu")
     index = torch.arange(start, start + n, dtype=torch.int64, device=device or "cpu")
     key = halves(torch.full_like(index, seed))
     low, high, _, _ = philox(key, (*halves(index), _SEEDS_DOMAIN, _SEEDS_DOMAIN))
@@ -163,7 +166,11 @@ def _box_muller(words: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
     return torch.stack(((r * angle.cos()).float(), r.mul_(angle.sin_()).float()), -1)
 
 
-def halves(pattern: Tensor) -> tuple[Tensor, Tensor]:
+@overload
+def halves(pattern: Tensor) -> tuple[Tensor, Tensor]: ...
+@overload
+def halves(pattern: int) -> tuple[int, int]: ...
+def halves(pattern: Word) -> tuple[Word, Word]:
     """The low and the high 32 bits of int64 patterns, as words."""
     return pattern & _MASK, (pattern >> 32) & _MASK
 

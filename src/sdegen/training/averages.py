@@ -89,12 +89,13 @@ class Average:
         self._own = weights.found(self.model).eval().requires_grad_(False)
         for part in self._own.parameters():
             part.data = widen(part.data)
+        self._weights = list(zip(self._own.parameters(), self._source.parameters()))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after step n = 1, 2, ...: parameters are averaged, buffers are copied."""
         rate = self.ema.rate(step)
-        for mean, new in zip(self._own.parameters(), self._source.parameters()):
+        for mean, new in self._weights:
             mean.lerp_(new.to(mean.dtype), 1 - rate)
         for kept, buffer in zip(self._own.buffers(), self._source.buffers()):
             kept.copy_(buffer)

@@ -21,7 +21,7 @@ from sdegen.tensors import check_whole
 if TYPE_CHECKING:
     from sdegen.training.loop import Run
 
-_KIND = Kind("checkpoint", "sd.train", "hub")
+_KIND = Kind("checkpoint", "sd.train", "train")
 _FORMAT = "sdegen training 1"
 Identity = Mapping[str, Any]
 
@@ -51,7 +51,7 @@ class Checkpoint:
 
     def save(self, run: Run) -> None:
         """Write the run, as its first process if there are several."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+        if ranks()[0]:
             return
         tensors, tied = weights.state(run.module)
         kept = {f"net.{name}": value for name, value in tensors.items()}
@@ -110,6 +110,13 @@ class Checkpoint:
             raise InvalidArgumentError(
                 f"{path} is damaged, or of another optimizer: {brief(str(error), 200)}"
             ) from None
+
+
+def ranks() -> tuple[int, int]:
+    """Which process this is of torch.distributed, and of how many: (0, 1) where there is one alone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
 def _said(path: Path, words: Mapping[str, str]) -> dict[str, Any]:

@@ -118,18 +118,18 @@ def noised(
     check_type(model, Model, "model must be a ScoreModel, or a map of one")
     check_state(data, "data", "")
     seeds = noises.seeds(seed, data.shape[0], device=data.device)
-    level = drawn(model, levels, data.shape[0], seeds, lattice)
+    level = drawn(model, levels, data.shape[0], seed, lattice)
     noise = noises.normals(seeds, tuple(data.shape[1:]), _NOISE, dtype=data.dtype)
     return level, model.process.perturb(data, level, noise), noise
 
 
-def drawn(model: Model, levels: Density | Level, count: int, seeds: Tensor, lattice: bool) -> Level:
+def drawn(model: Model, levels: Density | Level, count: int, seed: int, lattice: bool) -> Level:
     """The levels of a batch: those given, or quantiles of the density at uniform numbers."""
     if isinstance(levels, Level):
         return levels
-    keys = seeds.cpu()
-    word = noises.philox(noises.halves(keys[:1] if lattice else keys), _TIMES)[0]
-    u = (word.double() + 0.5) * 2.0**-32
     if lattice:
-        u = (u + torch.arange(count, dtype=torch.float64, device="cpu") / max(1, count)) % 1.0
+        first = (noises.philox(noises.halves(seed), _TIMES)[0] + 0.5) * 2.0**-32
+        u = (first + torch.arange(count, dtype=torch.float64, device="cpu") / max(1, count)) % 1.0
+    else:
+        u = (noises.philox(noises.halves(noises.seeds(seed, count)), _TIMES)[0].double() + 0.5) * 2.0**-32
     return levels(model.process, u)

@@ -29,7 +29,7 @@ from sdegen.scores.model import ScoreModel, place
 from sdegen.tensors import check_state, check_type, check_whole, described, named, widen
 from sdegen.training.averages import EMA
 from sdegen.training.batches import Batch, check_batches, since
-from sdegen.training.checkpoints import Checkpoint
+from sdegen.training.checkpoints import Checkpoint, ranks
 from sdegen.training.losses import Objective
 
 __all__ = ["ByLevel", "State", "train"]
@@ -101,7 +101,7 @@ def train(
         clip: the largest norm of the gradient; None for any.
         schedule: a function of the step 0, 1, ..., by whose value the learning rates are multiplied.
         checkpoint: a file, or `sd.Checkpoint(path, every)`; where there is one the training goes on from it.
-        seed: of noise, times and dropout; another on every machine that trains together.
+        seed: of noise, times and dropout, which differ among the processes of torch.distributed.
         progress: show a bar; None: on terminals.
 
     Yields:
@@ -179,6 +179,7 @@ class Run:
         self.average = None if ema is None else ema.of(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
         self.levels = _Levels(model)
+        self.rank, self.world = ranks()
         self.step = self.skipped = self._bad = 0
         self.loss = math.nan
         self._shape: torch.Size | None = None
@@ -206,7 +207,8 @@ class Run:
 
     def take(self, source: Iterator[Batch]) -> None:
         """One step."""
-        self.network.train()
+        if not self.network.training:
+            self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         if self.schedule is not None:
             for group in self.optimizer.param_groups:
@@ -238,7 +240,8 @@ class Run:
         model = self.model.conditioned(**condition) if condition else copy.copy(self.model)
         model._conditions = model._conditions.to(self.device)
         model.cast |= self.amp is not None
-        key = int(noises.seeds(self.seed, 1, start=self.step * self.accumulate + part)[0])
+        place = (self.step * self.accumulate + part) * self.world + self.rank
+        key = int(noises.seeds(self.seed, 1, start=place)[0])
         with _keyed(key, self.device), torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             losses: Any = self.measure(model, data, seed=key)
         if not torch.is_tensor(losses) or losses.shape != data.shape[:1]:

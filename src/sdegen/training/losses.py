@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from sdegen import noise as noises
 from sdegen.errors import InvalidTypeError, check_known, check_positive, strict_keywords
 from sdegen.level import Level
 from sdegen.scores.model import Model
@@ -78,7 +77,7 @@ class Objective:
 
     def at(self, model: Model, count: int, seed: int) -> Level:
         """The levels `[B]` at which the samples of a call are noised."""
-        return drawn(model, self.levels, count, noises.seeds(seed, count), self.lattice)
+        return drawn(model, self.levels, count, seed, self.lattice)
 
 
 @strict_keywords
