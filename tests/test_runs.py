@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sdegen import cli, runs
+from sdegen import cli
+from sdegen.demo import runs
 from sdegen.training import data
 
 QUIET = ["--steps", "3", "--batch", "4", "--width", "8", "--quiet"]

@@ -261,7 +261,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from sdegen import runs
+    from sdegen.demo import runs
     from sdegen.training import data
 
     try:
@@ -278,7 +278,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    from sdegen import runs
+    from sdegen.demo import runs
 
     try:
         runs.draw(args.run, args.n, steps=args.steps, out=args.out, seed=args.seed)

@@ -23,8 +23,8 @@ from sdegen.bench.store import Place, Store
 from sdegen.bench.tables import Entry, named
 from sdegen.bench.targets import most, target
 from sdegen.grids import check_steps
-from sdegen.loop.progress import told_bar
 from sdegen.metrics import Metric, Target
+from sdegen.progress import told_bar
 from sdegen.scores.model import place as home
 from sdegen.testing.guards import peak_memory
 

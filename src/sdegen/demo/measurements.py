@@ -12,9 +12,9 @@ from torch import Tensor
 from sdegen import noise as noises
 from sdegen.demo.digits import Digits
 from sdegen.errors import InvalidArgumentError, hint
-from sdegen.loop.progress import told_bar
 from sdegen.loop.solution import Progress
 from sdegen.processes.schedules import VP
+from sdegen.progress import told_bar
 from sdegen.sampling.sample import sample
 from sdegen.scores.model import ScoreModel
 from sdegen.solvers.base import Solver

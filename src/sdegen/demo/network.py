@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdegen import metrics, plots, runs
+from sdegen import metrics, plots
 from sdegen import noise as noises
+from sdegen.demo import runs
 from sdegen.demo.digits import Digits, fit
-from sdegen.loop.progress import told_bar
 from sdegen.plots.style import COLOURS, headed, look, plain
 from sdegen.processes.schedules import VP
+from sdegen.progress import told_bar
 from sdegen.sampling.sample import sample
 from sdegen.scores.mixtures import GaussianMixture
 from sdegen.scores.model import ScoreModel

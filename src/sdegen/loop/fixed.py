@@ -15,11 +15,11 @@ from sdegen.loop.advance import Rules, State, advance, solution
 from sdegen.loop.arguments import check_ends, check_solve
 from sdegen.loop.control import Controller, as_controller
 from sdegen.loop.dense import Dense, Event, EventFinder, Piece
-from sdegen.loop.progress import progress_bar
 from sdegen.loop.queue import Source, adapted
 from sdegen.loop.solution import Observer, Progress, Solution, SolveError, ended, guard, observed
 from sdegen.loop.tolerance import PI
 from sdegen.noise import NoiseSource
+from sdegen.progress import progress_bar
 from sdegen.scores.maps import PreviewModel
 from sdegen.scores.model import warn_if_training
 from sdegen.solvers.base import Reverse, Solver

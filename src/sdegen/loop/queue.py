@@ -16,9 +16,9 @@ from sdegen.level import Level
 from sdegen.loop.advance import Rules, State, advance
 from sdegen.loop.dense import Dense, Event, EventFinder, Piece
 from sdegen.loop.pace import RUNNING, Adaptive
-from sdegen.loop.progress import progress_bar
 from sdegen.loop.solution import Observer, Progress, Solution, Status, guard, observed
 from sdegen.processes.sde import SDE
+from sdegen.progress import progress_bar
 from sdegen.scores.maps import PreviewModel
 from sdegen.solvers.base import Solver
 from sdegen.tensors import cat_rows, home, take_rows

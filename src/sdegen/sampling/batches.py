@@ -18,10 +18,10 @@ from sdegen.loop.arguments import check_solve
 from sdegen.loop.control import Fixed
 from sdegen.loop.fixed import run_to
 from sdegen.loop.pace import Adaptive
-from sdegen.loop.progress import progress_bar
 from sdegen.loop.queue import Source, adapted
 from sdegen.loop.solution import STOP, Observer, Progress, Solution, Status, guard
 from sdegen.noise import Brownian, NoiseSource
+from sdegen.progress import progress_bar
 from sdegen.sampling.prior import Law, begin_at
 from sdegen.solvers.base import Reverse, Solver
 from sdegen.tensors import finite_rows, where_rows

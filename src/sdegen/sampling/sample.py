@@ -18,10 +18,10 @@ from sdegen.grids.spacings import Ending
 from sdegen.loop.arguments import check_ends, check_maker, check_model, check_solver
 from sdegen.loop.control import Fixed
 from sdegen.loop.fixed import solve
-from sdegen.loop.progress import watched
 from sdegen.loop.solution import Observer, Solution, ended
 from sdegen.loop.tolerance import PI
 from sdegen.processes.sde import SDE
+from sdegen.progress import watched
 from sdegen.sampling.batches import Batches, check_shape, path_noise
 from sdegen.sampling.options import (
     check_cost,

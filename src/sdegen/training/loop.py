@@ -22,8 +22,8 @@ from sdegen.errors import (
     strict_keywords,
 )
 from sdegen.level import Level
-from sdegen.loop.progress import told_bar
 from sdegen.processes.records import recorded
+from sdegen.progress import told_bar
 from sdegen.scores import files, weights
 from sdegen.scores.model import ScoreModel, place
 from sdegen.tensors import check_state, check_type, check_whole, described, named, widen
