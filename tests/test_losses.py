@@ -192,6 +192,17 @@ def test_a_loss_is_a_function_of_seed_and_sample():
     assert torch.equal(alone(model, data[:3], seed=4), alone(model, data, seed=4)[:3])
 
 
+def test_the_noise_is_not_that_of_a_law_or_a_start_with_the_same_seed():
+    law, level = sd.Gaussian(torch.zeros(4), std=1.0), sd.VP().level(0.5)
+    data = law.sample(500, seed=6)
+    _, _, noise = noised(law.score(sd.VP()), data, level, 6)
+    start = sd.VP().prior(sd.noise.seeds(6, 500), (4,), F64)
+    spread = law.sample(500, seed=6, level=level) - level.alpha * data
+    for other in (data, start, spread):
+        correlation = float((noise * other).mean() / (noise.std() * other.std()))
+        assert abs(correlation) < 6 / 2000**0.5
+
+
 def test_a_row_with_no_number_is_named_before_the_network_is_asked():
     def net(x, t):
         raise AssertionError("it was asked")
@@ -266,6 +277,18 @@ def test_the_losses_of_edm_and_flow_matching_are_as_published():
     level, x, noise = noised(straight, data, sd.losses.Uniform(), 2)
     want = (straight.net(x, level.t) - (noise - data)).square().mean(1)
     assert torch.allclose(sd.losses.flow(straight, data, seed=2), want, rtol=1e-6)
+
+
+def test_the_flow_loss_is_that_of_torchcfm():
+    torchcfm = pytest.importorskip("torchcfm")
+    model = sd.adapters.networks.velocity(lambda x, t: torch.sin(x + t[:, None]))
+    data = DATA.sample(64, seed=1)
+    level, x, noise = noised(model, data, sd.losses.Uniform(), 2)
+    matcher = torchcfm.ConditionalFlowMatcher(sigma=0.0)
+    t, theirs, target = matcher.sample_location_and_conditional_flow(noise, data, 1 - level.t)
+    assert torch.allclose(theirs, x, atol=1e-12)
+    want = (torch.sin(theirs + t[:, None]) - target).square().mean(1)
+    assert torch.allclose(sd.losses.flow(model, data, seed=2), want, rtol=1e-6)
 
 
 def test_a_network_without_signal_at_the_end_is_trained_there():
