@@ -374,6 +374,9 @@ def test_fisher_is_the_distance_of_scores():
     truth = -x / (LEVEL.alpha**2 * 0.49 + LEVEL.sigma**2)
     assert torch.allclose(got, (-x @ PRECISION.T - truth).square().sum(1) / 3)
     assert torch.equal(got, models)
+    cube = sd.Gaussian(torch.zeros(3, 1, 1), std=0.7)
+    with torch.no_grad():
+        assert torch.allclose(sd.losses.fisher(linear((3, 1, 1)), cube, x.reshape(16, 3, 1, 1), LEVEL), got)
     assert not same.any()
     with pytest.raises(sd.InvalidTypeError, match="law must be a mixture"):
         sd.losses.fisher(model, "law", x, LEVEL)

@@ -197,6 +197,42 @@ def test_batches_accumulate_to_the_gradient_of_their_mean():
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
 
 
+def test_no_two_batches_have_the_same_noise():
+    seen = []
+
+    def loss(made, data, *, seed):
+        seen.append(seed)
+        return sd.losses.simple(made, data, seed=seed)
+
+    last(train(model(), 6, accumulate=3, loss=loss))
+    assert len(set(seen)) == len(seen) == 18
+
+
+def test_the_norm_of_the_gradient_is_bounded():
+    moved = []
+    for clip in (None, 1e-3):
+        made = model()
+        before = bits(made)
+        last(train(made, 1, clip=clip, ema=None, optimizer=lambda p: torch.optim.SGD(p, 1.0)))
+        names = [name for name, _ in made.net.named_parameters()]
+        moved.append(
+            sum(
+                float((made.net.get_parameter(n) - model().net.get_parameter(n)).square().sum().detach()) for n in names
+            )
+        )
+        assert not torch.equal(bits(made), before)
+    assert moved[1] ** 0.5 == pytest.approx(1e-3, rel=1e-3)
+    assert moved[0] > moved[1]
+
+
+def test_a_file_is_replaced_and_never_edited(tmp_path):
+    path = kept(tmp_path)
+    before = path.read_bytes()
+    os.link(path, tmp_path / "old")  # another name of the same file
+    last(train(model(), 6, checkpoint=path))
+    assert path.read_bytes() != before == (tmp_path / "old").read_bytes()
+
+
 def averaged(ema, steps):
     """The weight of each step's value in an average."""
     share = np.zeros(steps + 1)
@@ -500,9 +536,8 @@ def test_a_full_disk_is_told_and_what_was_written_stays(tmp_path, monkeypatch):
             print(type(error).__name__, error)
         """
     )
-    env = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     run = [sys.executable, "-W", "ignore", "-c", script, str(path), os.path.dirname(__file__)]
-    done = subprocess.run(run, capture_output=True, text=True, env=env)
+    done = subprocess.run(run, capture_output=True, text=True)
     assert "could not be written" in done.stdout, done
     assert "what was there before is left as it was" in done.stdout
     assert str(path) in done.stdout

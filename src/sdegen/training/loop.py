@@ -113,16 +113,8 @@ def train(
         TrainingError: three steps in a row had a gradient that is not finite.
         OSError: the checkpoint cannot be written.
     """
-    check_type(model, ScoreModel, "model must be a ScoreModel(process, net, predicts)")
     check_batches(batches)
-    for name, value in (("steps", steps), ("accumulate", accumulate)):
-        check_whole(name, value)
-    if clip is not None:
-        check_positive(clip=clip)
-    if amp not in (None, torch.bfloat16, torch.float16):
-        raise InvalidArgumentError(f"amp must be torch.bfloat16, torch.float16 or None, got {amp!r}")
-    if not callable(loss):
-        raise InvalidTypeError(f"loss must be sd.losses.simple, another objective, or a function, got {loss!r}")
+    _check(model, loss, amp, clip, steps=steps, accumulate=accumulate)
     run = Run(model, loss, optimizer, ema, amp, accumulate, clip, schedule, seed)
     kept = Checkpoint(checkpoint) if isinstance(checkpoint, str | os.PathLike) else checkpoint
     if kept is not None:
@@ -131,6 +123,19 @@ def train(
     if run.step > steps:
         raise InvalidArgumentError(f"the checkpoint has {run.step} steps, more than steps={steps}: give more steps")
     return _states(run, batches, steps, kept, progress)
+
+
+def _check(model: object, loss: object, amp: object, clip: float | None, **counts: int) -> None:
+    """Raises InvalidTypeError or InvalidArgumentError unless the arguments are as `train` says."""
+    check_type(model, ScoreModel, "model must be a ScoreModel(process, net, predicts)")
+    for name, value in counts.items():
+        check_whole(name, value)
+    if clip is not None:
+        check_positive(clip=clip)
+    if amp not in (None, torch.bfloat16, torch.float16):
+        raise InvalidArgumentError(f"amp must be torch.bfloat16, torch.float16 or None, got {amp!r}")
+    if not callable(loss):
+        raise InvalidTypeError(f"loss must be sd.losses.simple, another objective, or a function, got {loss!r}")
 
 
 def _states(
@@ -217,7 +222,7 @@ class Run:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
         self.step += 1
-        good = math.isfinite(self.loss) and math.isfinite(float(norm))
+        good = math.isfinite(float(norm))  # which all processes have in common
         if good:
             self.scaler.step(self.optimizer)
             if self.average is not None:
