@@ -227,6 +227,17 @@ def test_a_row_with_no_number_is_named_before_the_network_is_asked():
         sd.losses.simple(net, torch.zeros(4, 2))
     with pytest.raises(sd.InvalidTypeError, match="level must be a Level"):
         sd.losses.implicit(model, torch.zeros(4, 2), 0.3)
+    with pytest.raises(sd.InvalidTypeError, match=r"differences lose their digits in torch\.bfloat16"):
+        sd.losses.finite_difference(model, torch.zeros(4, 2).bfloat16(), sd.VP().level(0.3))
+    with pytest.raises(sd.InvalidTypeError, match="divergence must be"):
+        sd.losses.implicit(model, torch.zeros(4, 2), sd.VP().level(0.3), "exact")
+    with pytest.raises(sd.InvalidArgumentError, match=r"one for each of 4 samples; got \[3\]"):
+        sd.losses.matching(model, torch.zeros(4, 2), levels=sd.VP().level(torch.tensor([0.1, 0.2, 0.3])))
+    with pytest.raises(sd.InvalidArgumentError, match="has no level within the span"):
+        sd.losses.Objective(sd.losses.LogNormal(-30.0, 1.0))(model, torch.zeros(4, 2))
+    wide = sd.losses.Objective(sd.losses.Uniform(), lambda level: level.t[:, None])
+    with pytest.raises(sd.InvalidArgumentError, match=r"one number for each level \[4\], got \[4, 1\]"):
+        wide(sd.ScoreModel(sd.VP(), lambda x, t: x, "noise"), torch.zeros(4, 2))
     with pytest.raises(sd.InvalidArgumentError, match="step must be positive"):
         sd.losses.finite_difference(model, torch.zeros(4, 2), sd.VP().level(0.3), step=0.0)
 
@@ -388,6 +399,13 @@ def test_energies_are_trained_by_every_objective():
         model.net.zero_grad()
         objective(model, data).mean().backward()
         assert model.net.P.grad.abs().min() > 0
+
+
+def test_a_map_has_the_scale_of_the_data_of_its_model():
+    model = wrapped(sd.VP(), "edm", 1.3)
+    same = sd.guidance.map_data(model, lambda data, *rest: data)
+    data = DATA.sample(16, seed=0)
+    assert torch.allclose(sd.losses.edm(same, data, seed=1), sd.losses.edm(model, data, seed=1))
 
 
 def test_half_precision_networks_have_float32_losses():

@@ -28,6 +28,7 @@ def folder(path, mode="RGB", sizes=((6, 5),) * 3):
         pixels = np.full((*size[::-1], 3), 40 * k, np.uint8)
         Image.fromarray(pixels).convert(mode).save(path / f"{k}.png")
     (path / "notes.txt").write_text("no image")
+    (path / "._0.png").write_bytes(b"of another system")
     return str(path)
 
 
@@ -74,7 +75,14 @@ def test_the_same_command_goes_on_and_prints_where_it_is(tmp_path, capsys):
     assert cli.main([*line, "--steps", "20"]) == 0
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     assert cli.main([*line, "--steps", "20", "--seed", "1"]) == 2
-    assert "is of another run, with seed 0, here 1" in capsys.readouterr().err
+    assert "holds a run of seed 0" in capsys.readouterr().err
+    np.save(tmp_path / "y.npy", np.load(source) + 1000)
+    assert cli.main(["train", "--data", str(tmp_path / "y.npy"), *line[3:], "--steps", "20"]) == 2
+    assert "holds a run of other data" in capsys.readouterr().err
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    (tmp_path / "run" / "run.json").unlink()
+    assert cli.main([*line, "--steps", "20"]) == 2
+    assert "model.safetensors that no sdegen train wrote" in capsys.readouterr().err
 
 
 def test_bytes_and_shapes_of_arrays(tmp_path):
@@ -85,6 +93,10 @@ def test_bytes_and_shapes_of_arrays(tmp_path):
     assert torch.allclose(found.flatten(), torch.arange(24) / 127.5 - 1)
     np.save(tmp_path / "long.npy", np.zeros((5, 7)))
     assert data.read(str(tmp_path / "long.npy")).shape == (5, 7)
+    np.save(tmp_path / "last.npy", np.zeros((2, 8, 6, 3)))
+    assert data.read(str(tmp_path / "last.npy")).shape == (2, 3, 8, 6)
+    np.save(tmp_path / "big.npy", np.ones((2, 3), ">f4"))
+    assert torch.equal(data.read(str(tmp_path / "big.npy")), torch.ones(2, 3))
     images, labels = data.digits()
     assert data.read("digits").shape == (1797, 1, 8, 8)
     assert images.min() == -1
@@ -118,6 +130,12 @@ def bad_source(tmp_path, kind):
             source = folder(tmp_path / "images")
             (tmp_path / "images" / "1.png").write_bytes(b"\x89PNG no")
             return source
+        case "deep":
+            source = folder(tmp_path / "images")
+            Image.fromarray(np.full((5, 6), 40000, np.uint16)).save(tmp_path / "images" / "1.png")
+            return source
+        case "no numbers":
+            np.save(tmp_path / "x.npy", np.zeros((5, 0)))
         case "constant":
             np.save(tmp_path / "x.npy", np.zeros((4, 2)))
     return str(tmp_path / "x.npy")
@@ -136,6 +154,8 @@ def bad_source(tmp_path, kind):
         ("empty", "holds no image"),
         ("sizes", "0.png is 6 x 5"),
         ("broken", "1.png is no image that can be read"),
+        ("deep", "1.png has I;16 pixels: convert it to 8 bits"),
+        ("no numbers", "is empty, of shape [5, 0]"),
         ("constant", "std"),
     ],
 )
@@ -155,6 +175,7 @@ def test_folders_that_hold_no_run_are_told_in_one_line(tmp_path, capsys):
     assert cli.main(["sample", str(tmp_path)]) == 2
     assert "is not as sdegen train writes it" in capsys.readouterr().err
     said = {"format": "sdegen run 1", "shape": [3], "mean": [0.0], "std": [1.0], "span": [-1, 1], "width": 8}
+    said |= {"data": "", "batch": 4, "lr": 0.1, "seed": 0}
     (tmp_path / "run.json").write_text(json.dumps(said))
     assert cli.main(["sample", str(tmp_path)]) == 2
     assert "a run that was not finished" in capsys.readouterr().err

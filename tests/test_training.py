@@ -130,6 +130,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(tmp_path, accumulate):
     assert same(longer, last(train(model(), 11, **options)))
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
     script = textwrap.dedent(
         """
@@ -301,6 +302,166 @@ def test_the_mode_of_the_network_comes_back():
     assert not made.net.training
 
 
+GLOBAL = torch.nn.Linear(3, 3)
+
+
+def by_name(x, t):
+    """What is imported again by its name, and so has one network for all copies."""
+    return GLOBAL(x)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_average_is_what_a_lambda_is_evaluated_by(given):
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 3)
+    made = sd.ScoreModel(sd.VP(), lambda x, t: net(x), "noise", module=net if given else None)
+    state = last(train(made, 20))
+    level = sd.VP().level(0.3)
+    with torch.no_grad():
+        want = torch.nn.functional.linear(DATA, state.ema.module.weight, state.ema.module.bias)
+        assert torch.equal(state.ema(DATA, level, "noise"), want)
+        assert not torch.equal(state.ema.module.weight, net.weight)
+        twin = copy.deepcopy(made)
+        twin.module.weight.zero_()
+        assert torch.equal(twin(DATA, level, "noise"), twin.module.bias.expand(96, 3))
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_network_that_no_copy_can_have_is_told_and_left_as_it_is(given):
+    made = sd.ScoreModel(sd.VP(), by_name, "noise", module=GLOBAL if given else None)
+    with pytest.raises(sd.InvalidArgumentError, match="by_name reaches its network by a global name"):
+        train(made)
+    assert all(p.requires_grad for p in GLOBAL.parameters())
+    assert GLOBAL.training
+    assert last(train(made, 2, ema=None)).step == 2
+
+
+def test_parameters_beside_the_network_are_kept(tmp_path):
+    def run(steps, path):
+        made, extra = model(), torch.nn.Parameter(torch.zeros(()))
+
+        def loss(m, data, *, seed):
+            return sd.losses.simple(m, data, seed=seed) * torch.exp(-extra) + extra
+
+        return last(
+            train(made, steps, loss=loss, optimizer=torch.optim.Adam([*made.parameters(), extra], 0.1), checkpoint=path)
+        ), float(extra.detach())
+
+    whole = run(8, None)
+    run(4, tmp_path / "run.safetensors")
+    again = run(8, tmp_path / "run.safetensors")
+    assert again[1] == whole[1] != 0
+    assert same(again[0], whole[0])
+
+    def loss(m, data, *, seed):  # of the same name
+        return sd.losses.simple(m, data, seed=seed)
+
+    with pytest.raises(sd.InvalidArgumentError, match=r"1 parameters beside the network's|of another optimizer"):
+        train(
+            model(), 9, loss=loss, optimizer=lambda p: torch.optim.Adam(p, 0.1), checkpoint=tmp_path / "run.safetensors"
+        )
+
+
+def test_the_optimizers_numbers_are_those_of_the_call(tmp_path):
+    path = tmp_path / "run.safetensors"
+    last(train(model(), 4, checkpoint=path))
+    state = last(train(model(), 6, checkpoint=path, optimizer=lambda p: torch.optim.AdamW(p, 1e-5, weight_decay=0.3)))
+    assert state.lr == 1e-5
+    path.unlink()
+
+    def outside(steps):  # a scheduler of torch in the caller's loop
+        made = model()
+        optimizer = adam(made.parameters())
+        rates = []
+        for state in train(made, steps, optimizer=optimizer, checkpoint=path):
+            rates.append(state.lr)
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * 0.5
+        return rates[-1]
+
+    outside(4)
+    assert outside(5) == 1e-2 * 0.5**3  # that of the file, and not the first
+
+
+def test_weights_that_are_not_finite_replace_no_file(tmp_path):
+    path = tmp_path / "run.safetensors"
+    made = model()
+    states = train(made, 9, checkpoint=sd.Checkpoint(path, every=1))
+    next(states)
+    before = path.read_bytes()
+    with torch.no_grad():
+        made.net.label.weight[0, 0] = torch.nan  # which no batch asks for: gradients stay finite
+    with pytest.raises(sd.TrainingError, match="the weights are not finite after step 2"):
+        next(states)
+    assert path.read_bytes() == before
+
+
+def test_what_a_killed_process_left_is_removed_and_the_place_stays(tmp_path, monkeypatch):
+    path = tmp_path / "run.safetensors"
+    (tmp_path / ".run.safetensors.0a1b2c3d.part").write_bytes(b"half")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    states = train(model(), 4, checkpoint=sd.Checkpoint("run.safetensors", every=2))
+    next(states)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    first = last(states)
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "run.safetensors"]
+    assert os.listdir(tmp_path / "elsewhere") == []
+    again = last(train(model(), 4, checkpoint=path))
+    assert again.loss == first.loss
+
+
+def test_half_networks_with_buffers_have_averages_that_run():
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.eye(3))
+            self.register_buffer("scale", torch.eye(3))
+
+        def forward(self, x, t):
+            return x @ self.scale @ self.weight
+
+    state = last(train(model(Scaled().bfloat16()), 2, optimizer=lambda p: torch.optim.SGD(p, 1e-3)))
+    assert sd.sample(state.ema, (4, 3), nfe=3, seed=0).dtype == torch.float32
+
+
+def test_a_step_that_is_skipped_leaves_the_buffers():
+    class Normed(Bad):
+        def __init__(self, calls):
+            super().__init__(calls)
+            self.norm = torch.nn.BatchNorm1d(3)
+
+        def forward(self, x, t):
+            return self.norm(super().forward(x, t))
+
+    state = last(train(model(Normed({3})), 6))
+    assert state.skipped == 1
+    assert torch.isfinite(bits(state.model)).all()
+    assert torch.isfinite(bits(state.ema)).all()
+
+
+def test_a_part_that_is_frozen_stays_so():
+    made = model()
+    made.net.norm.eval()
+    states = train(made, 4)
+    next(states)
+    made.eval()  # to sample from it, say
+    next(states)
+    assert made.net.training
+    assert made.net.drop.training
+    assert not made.net.norm.training
+    states.close()
+    assert made.net.training
+    assert not made.net.norm.training
+
+
+def test_modes_of_torch_that_keep_no_gradients():
+    with torch.no_grad():
+        assert last(train(model(), 2)).step == 2
+    with torch.inference_mode(), pytest.raises(sd.InvalidArgumentError, match=r"torch\.inference_mode"):
+        next(train(model(), 2))
+
+
 class Bad(torch.nn.Module):
     """Its gradient is not finite at the given calls."""
 
@@ -431,8 +592,13 @@ def test_a_batch_that_cannot_be_trained_on_is_named(given, error, message):
         ),
         ({"checkpoint": "/no/such/folder/run.safetensors"}, FileNotFoundError, "there is no folder"),
         ({"lr": 1e-3}, sd.InvalidTypeError, "unknown keyword 'lr'"),
+        ({"ema": 0.999}, sd.InvalidTypeError, "ema must be sd.EMA"),
+        ({"schedule": 1.0}, sd.InvalidTypeError, "schedule must be a function"),
+        ({"checkpoint": 5}, sd.InvalidTypeError, "checkpoint must be a path"),
+        ({"seed": -1}, sd.InvalidArgumentError, "seed must be in"),
+        ({"optimizer": lambda p: torch.optim.LBFGS(p)}, sd.InvalidArgumentError, "LBFGS evaluates the loss by itself"),
     ],
-    ids=range(9),
+    ids=range(14),
 )
 def test_an_argument_that_cannot_work_is_told_before_the_first_step(options, error, message):
     with pytest.raises(error, match=message):

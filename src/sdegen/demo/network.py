@@ -69,7 +69,7 @@ def train(out: Path, seed: int, *, steps: int = STEPS, samples: int = SAMPLES, q
     curves: dict[int, ByLevel] = {}
     shown = {max(1, steps * k // 100) for k in (5, 25, 100)}
     data = kept.images.float()[:, None]
-    for name in (runs.CHECKPOINT, runs.MODEL):
+    for name in runs.FILES:
         (out / FOLDER / name).unlink(missing_ok=True)  # of another demo
     threads = torch.get_num_threads()
     torch.set_num_threads(min(2, os.cpu_count() or 1))  # convolutions gain by the second

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -28,18 +29,23 @@ from sdegen.training.loop import State, train
 from sdegen.training.nets import MLP, UNet
 
 _RECORD, MODEL, CHECKPOINT = "run.json", "model.safetensors", "checkpoint.safetensors"
+FILES = (_RECORD, MODEL, CHECKPOINT)
 _FORMAT = "sdegen run 1"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a folder holds, beside the weights: the shape of a sample, its scale, its range, the network's width."""
+    """What a folder holds, beside the weights: the data's fingerprint, shape, scale and range, and the options."""
 
+    data: str
     shape: list[int]
     mean: list[float]
     std: list[float]
     span: list[float]
     width: int
+    batch: int
+    lr: float
+    seed: int
 
     @property
     def latent(self) -> Latent:
@@ -73,7 +79,10 @@ def fit(
     flat = Latent.fit(None, None, data)
     mean, std = (torch.as_tensor(value).flatten().tolist() for value in (flat.mean, flat.std))
     span = [float(data.min()), float(data.max())]
-    run = Run(list(data.shape[1:]), mean, std, span, width or (32 if data.ndim == 4 else 128))
+    fingerprint = hashlib.sha256(data.contiguous().numpy().tobytes()).hexdigest()
+    width = width or (32 if data.ndim == 4 else 128)
+    run = Run(fingerprint, list(data.shape[1:]), mean, std, span, width, batch, lr, seed)
+    _check_folder(out, run)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = run.network()
@@ -89,7 +98,7 @@ def fit(
         ema=EMA(0.1),
         clip=1.0,
         seed=seed,
-        checkpoint=Checkpoint(out / CHECKPOINT),
+        checkpoint=Checkpoint(out / CHECKPOINT, every=100),
         progress=progress,
     )
     (out / _RECORD).write_text(json.dumps({"format": _FORMAT, **asdict(run)}, indent=1) + "\n", encoding="utf-8")
@@ -99,6 +108,34 @@ def fit(
         yield state
 
 
+def _check_folder(out: Path, run: Run) -> None:
+    """Raises InvalidArgumentError where a folder holds another run, or files of another kind under a run's names."""
+    taken = [name for name in (CHECKPOINT, MODEL) if (out / name).exists()]
+    if (out / _RECORD).exists():
+        other, ours = asdict(_read(out)), asdict(run)
+        names = [name for name, value in ours.items() if value != other[name]]
+        if names:
+            told = ["other data"] if "data" in names else [f"{name} {other[name]}" for name in names]
+            raise InvalidArgumentError(
+                f"{out} holds a run of {', '.join(told)}: give another --out, or the same options"
+            )
+    elif taken:
+        raise InvalidArgumentError(f"{out} holds {', '.join(taken)} that no sdegen train wrote: give another --out")
+
+
+def _read(folder: Path) -> Run:
+    """The record in a folder. Raises InvalidArgumentError where there is none, or another."""
+    try:
+        said: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        if said.pop("format") != _FORMAT:
+            raise ValueError("another format")
+        return Run(**said)
+    except FileNotFoundError:
+        raise InvalidArgumentError(f"{folder} holds no run: sdegen train --data ... --out {folder} makes one") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"{folder / _RECORD} is not as sdegen train writes it: {brief(error)}") from None
+
+
 def _warm(steps: int, k: int) -> float:
     """A hundred steps up in a line, and down to zero by a cosine."""
     return min(1.0, (k + 1) / 100) * (1 + math.cos(math.pi * k / steps)) / 2
@@ -106,16 +143,8 @@ def _warm(steps: int, k: int) -> float:
 
 def load(folder: Path) -> tuple[Run, ScoreModel]:
     """The run in a folder and its model. Raises InvalidArgumentError where it holds none."""
-    try:
-        said: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        if said.pop("format") != _FORMAT:
-            raise ValueError("another format")
-        run = Run(**said)
-        net = run.network()
-    except FileNotFoundError:
-        raise InvalidArgumentError(f"{folder} holds no run: sdegen train --data ... --out {folder} makes one") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"{folder / _RECORD} is not as sdegen train writes it: {brief(error)}") from None
+    run = _read(folder)
+    net = run.network()
     if not (folder / MODEL).exists():
         raise InvalidArgumentError(f"{folder} holds a run that was not finished: the same sdegen train goes on with it")
     return run, ScoreModel.load(folder / MODEL, net)
@@ -128,12 +157,12 @@ def draw(folder: Path, n: int, *, steps: int, out: Path, seed: int | None = None
     """
     run, model = load(folder)
     images, plane = len(run.shape) == 3 and run.shape[0] in (1, 3), run.shape == [2]
-    if out.suffix not in (".npy", ".png"):
+    if out.suffix.lower() not in (".npy", ".png"):
         raise InvalidArgumentError(f"samples are written as .png or .npy, got {out}")
-    if out.suffix == ".png" and not images and not plane:
+    if out.suffix.lower() == ".png" and not images and not plane:
         raise InvalidArgumentError(f"samples of shape {run.shape} make no picture: give a name as samples.npy")
     x = run.latent.back(sample(model, (n, *run.shape), steps=steps, seed=seed))
-    if out.suffix == ".npy":
+    if out.suffix.lower() == ".npy":
         np.save(out, x.numpy())
         return x
     if images:

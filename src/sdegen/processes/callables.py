@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_TOGETHER = ""
+"""The place in an object's pickled state of what is kept in one piece: no attribute has an empty name."""
+
+
 def module_behind(function: Any) -> torch.nn.Module | None:
     """The module that a callable is or has: in its closure, the globals it names, its parts or its object.
 
@@ -132,7 +136,8 @@ class Portable:
         return picklable(held(self))
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        _keep(self, state)
+        together = state.get(_TOGETHER, {})
+        _keep(self, {**{name: value for name, value in state.items() if name != _TOGETHER}, **together})
 
 
 def _keep(thing: Any, state: Mapping[str, Any]) -> None:
@@ -141,17 +146,18 @@ def _keep(thing: Any, state: Mapping[str, Any]) -> None:
 
 
 class _Local:
-    """A callable made of a function that pickle cannot find by its name, for pickle."""
+    """Callables made of functions that pickle cannot find by their names, and the modules that they may hold."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Mapping[str, Any]) -> None:
         self.function = function
 
     def __reduce__(self) -> tuple[Any, tuple[bytes]]:
         try:
             import cloudpickle  # type: ignore[import-untyped]
         except ImportError:
+            first = named(next(iter(self.function.values())))
             raise pickle.PicklingError(
-                f"{named(self.function)} is or holds a lambda or a local function, which pickle cannot find again: "
+                f"{first} is or holds a lambda or a local function, which pickle cannot find again: "
                 "pip install cloudpickle, which sdegen uses where it is there, or define it with def at the top of a "
                 "module, or as a torch.nn.Module"
             ) from None
@@ -159,8 +165,16 @@ class _Local:
 
 
 def picklable(state: Mapping[str, Any]) -> dict[str, Any]:
-    """An object's state, lambdas and local functions in a form that pickle takes."""
-    return {name: _Local(value) if _is_local(value) else value for name, value in state.items()}
+    """An object's state, lambdas and local functions in a form that pickle takes.
+
+    They are kept in one piece with the modules beside them: a function and a module that it holds stay so together.
+    """
+    local = {name: value for name, value in state.items() if _is_local(value)}
+    if not local:
+        return dict(state)
+    modules = {name: value for name, value in state.items() if isinstance(value, torch.nn.Module)}
+    rest = {name: value for name, value in state.items() if name not in local and name not in modules}
+    return {**rest, _TOGETHER: _Local({**local, **modules})}
 
 
 def _is_local(value: Any) -> bool:

@@ -18,8 +18,8 @@ from sdegen.tensors import check_type, check_whole, expect_like
 __all__ = ["Divergence", "Exact", "Function", "Probes", "Traced", "signs", "tangent"]
 
 Function = Callable[[Tensor], Tensor]
-_AT_ONCE = 1 << 22
-"""How many numbers the directions hold that are taken at once, unless a chunk is given: 32 MB in float64."""
+_AT_ONCE = 1 << 18
+"""How many numbers the directions hold that are taken at once, unless a chunk is given: 2 MB in float64."""
 
 
 class Traced(NamedTuple):
@@ -50,10 +50,11 @@ class Exact:
 
     The rows are vector-Jacobian products, `chunk` of them at a time (vmapped where the network allows it), so the
     value costs no further evaluation, and energies and kernels without a forward mode are differentiated too.
-    Gradients flow through it where grad mode is on.
+    Gradients flow through it where grad mode is on. Rows must not depend on one another, as they do in batch norm in
+    training mode.
 
     Args:
-        chunk: how many rows of the Jacobian at a time; None for as many as fit into 32 MB of directions.
+        chunk: how many rows of the Jacobian at a time; None for as many as fit into 2 MB of directions.
 
     Raises:
         InvalidArgumentError: `chunk` is no whole number >= 1; the function does not depend on x by autograd.
@@ -74,9 +75,11 @@ class Exact:
         chunk = self.chunk or max(1, _AT_ONCE // max(1, x.numel()))
         trace = x.new_zeros(x.shape[0], dtype=torch.float64)
         for first in range(0, size, chunk):
-            basis = torch.eye(size, dtype=x.dtype, device=x.device)[first : first + chunk]
-            along = basis.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
-            trace = trace + (rows(along) * along).flatten(2).double().sum((0, 2))
+            place = torch.arange(first, min(size, first + chunk), device=x.device)
+            basis = x.new_zeros(len(place), size).scatter_(1, place[:, None], 1.0)
+            found = rows(basis.reshape(-1, 1, *x.shape[1:]).expand(-1, *x.shape)).flatten(2)
+            picked = found.gather(2, place[:, None, None].expand(-1, x.shape[0], 1))
+            trace = trace + picked.double().sum((0, 2))
         return Traced(value, trace, torch.zeros_like(trace))
 
 

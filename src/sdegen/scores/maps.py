@@ -57,6 +57,11 @@ class ModelMap(Model):
         return self.models[0].prior
 
     @property
+    def sigma_data(self) -> float:  # type: ignore[override]
+        """That of the first one."""
+        return self.models[0].sigma_data
+
+    @property
     def learned_variance(self) -> bool:  # type: ignore[override]
         """Whether the first one has a learned variance."""
         return self.models[0].learned_variance

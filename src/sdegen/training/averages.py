@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from sdegen.errors import InvalidArgumentError, check_numbers, strict_keywords
+from sdegen.processes.callables import module_behind
 from sdegen.scores import weights
 from sdegen.scores.model import ScoreModel
-from sdegen.tensors import widen
+from sdegen.tensors import check_whole, named, widen
 
 _LONGEST = 0.28
 
@@ -86,14 +87,23 @@ class Average:
             self.model.net, self.model._module = copy.deepcopy(self._source), None
         else:
             self.model = copy.deepcopy(model)
-        self._own = weights.found(self.model).eval().requires_grad_(False)
-        for part in self._own.parameters():
+        self._own = weights.found(self.model)
+        own = {id(p) for p in self._source.parameters()}
+        behind = module_behind(self.model.net)
+        if any(id(p) in own for net in (self._own, behind) if net is not None for p in net.parameters()):
+            raise InvalidArgumentError(
+                f"{named(model.net)} reaches its network by a global name, so no copy of it can have averaged weights: "
+                "give the torch.nn.Module itself, or a lambda around it, or train with ema=None"
+            )
+        self._own.eval().requires_grad_(False)
+        for part in (*self._own.parameters(), *self._own.buffers()):
             part.data = widen(part.data)
         self._weights = list(zip(self._own.parameters(), self._source.parameters()))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after step n = 1, 2, ...: parameters are averaged, buffers are copied."""
+        check_whole("step", step)
         rate = self.ema.rate(step)
         for mean, new in self._weights:
             mean.lerp_(new.to(mean.dtype), 1 - rate)

@@ -56,6 +56,7 @@ class Batches:
             raise InvalidArgumentError(f"data is empty, of shape {list(self.data.shape)}: there is nothing to train on")
         if not 0 <= drop < 1:
             raise InvalidArgumentError(f"drop must be a share in [0, 1), got {drop}")
+        noises.seeds(seed, 1)  # tells what is no seed
         self.size, self.seed, self.drop, self.null = size, seed, drop, dict(null or {})
         check_conditions(conditions, ("size", "seed", "drop", "null", "batch_size"), "Batches")
         self._conditions = Conditions.of(conditions).sized(len(self.data))
@@ -90,10 +91,12 @@ class Batches:
 
     def _of(self, epoch: int) -> Tensor:
         """The order of the samples in an epoch, that of the last one asked for kept."""
-        if self._order[0] != epoch:
+        known, order = self._order  # read once: another thread may write it
+        if known != epoch:
             key = int(noises.seeds(self.seed, 1, start=epoch)[0])
-            self._order = epoch, noises.seeds(key, len(self.data)).argsort()
-        return self._order[1]
+            order = noises.seeds(key, len(self.data)).argsort()
+            self._order = epoch, order
+        return order
 
 
 def since(batches: Iterable[Any], k: int) -> Iterator[Batch]:

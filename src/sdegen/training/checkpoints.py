@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidArgumentError, brief, strict_keywords
+from sdegen.errors import InvalidArgumentError, TrainingError, brief, strict_keywords
 from sdegen.processes.records import recorded, restored
 from sdegen.scores import files, weights
 from sdegen.scores.safe import Kind, check_place, read_tensors, write_tensors
@@ -45,18 +46,36 @@ class Checkpoint:
     def __post_init__(self) -> None:
         check_whole("every", self.every)
 
-    def check(self) -> None:
-        """Raises unless the file can be written: known before the first step, not after hours."""
-        check_place(Path(self.path), _KIND)
+    def check(self, run: Run) -> None:
+        """Raises unless the run can be written there: known before the first step, not after hours."""
+        path = Path(self.path)
+        check_place(path, _KIND)
+        if not ranks()[0]:
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of a process that was killed
+                left.unlink(missing_ok=True)
+            self._said(run)
 
     def save(self, run: Run) -> None:
-        """Write the run, as its first process if there are several."""
+        """Write the run, as its first process if there are several.
+
+        Raises TrainingError where weights are not finite: what was written before is better.
+        """
         if ranks()[0]:
             return
+        if not all(bool(p.isfinite().all()) for p in run.parameters):
+            raise TrainingError(
+                f"the weights are not finite after step {run.step}: give a smaller lr, or clip=1.0; {self.path} is as "
+                "it was before"
+            )
+        write_tensors(Path(self.path), *self._said(run), _KIND)
+
+    def _said(self, run: Run) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors of a run, and its record."""
         tensors, tied = weights.state(run.module)
         kept = {f"net.{name}": value for name, value in tensors.items()}
         if run.average is not None:
             kept |= {f"ema.{name}": value for name, value in weights.state(weights.found(run.average.model))[0].items()}
+        kept |= {f"others.{k}": p.detach().cpu().contiguous().clone() for k, p in enumerate(run.others)}
         state = run.optimizer.state_dict()
         numbers: dict[str, dict[str, Any]] = {}
         for place, values in state["state"].items():
@@ -69,6 +88,7 @@ class Checkpoint:
             "format": _FORMAT,
             "run": run.identity,
             "step": run.step,
+            "loss": recorded(run.loss),
             "skipped": run.skipped,
             "tied": tied,
             "groups": [{name: recorded(value) for name, value in group.items()} for group in state["param_groups"]],
@@ -76,7 +96,7 @@ class Checkpoint:
             "scaler": run.scaler.state_dict(),
         }
         kept |= {"levels": run.levels.sums, **files.account(run.model)[1]}
-        write_tensors(Path(self.path), kept, {"sdegen": json.dumps(said)}, _KIND)
+        return kept, {"sdegen": json.dumps(said)}
 
     def load(self, run: Run) -> None:
         """Set a run to where the file left it, if there is one.
@@ -94,7 +114,9 @@ class Checkpoint:
         if process.keys() != parts[""].keys() or not all(torch.equal(v, parts[""][k]) for k, v in process.items()):
             raise InvalidArgumentError(f"{path} is of another run: its process has other numbers")
         try:
-            state = _optimizer_state(said, parts["optimizer"])
+            state = _optimizer_state(said, parts["optimizer"], run.optimizer.state_dict()["param_groups"])
+            if len(parts["others"]) != len(run.others):
+                raise ValueError(f"it has {len(parts['others'])} parameters beside the network's")
             sums, tied = parts["levels"]["levels"], said["tied"]
             averaged = {name: parts["ema"][kept] for name, kept in tied.items() if run.average is not None}
             weights.take(run.module, {**parts["net"], **{k: parts["net"][v] for k, v in tied.items()}}, path)
@@ -103,7 +125,10 @@ class Checkpoint:
             run.optimizer.load_state_dict(state)
             run.scaler.load_state_dict(said["scaler"])
             run.levels.sums.copy_(sums)
-            run.step, run.skipped = int(said["step"]), int(said["skipped"])
+            with torch.no_grad():
+                for k, part in enumerate(run.others):
+                    part.copy_(parts["others"][str(k)])
+            run.step, run.skipped, run.loss = int(said["step"]), int(said["skipped"]), float(restored(said["loss"]))
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             if isinstance(error, InvalidArgumentError):
                 raise
@@ -141,22 +166,33 @@ def _check_same(path: Path, theirs: Identity, ours: Identity) -> None:
 
 def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The tensors by what they are of; those of the process under the empty name."""
-    parts: dict[str, dict[str, Tensor]] = {"net": {}, "ema": {}, "optimizer": {}, "levels": {}, "": {}}
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in ("net", "ema", "optimizer", "others", "levels", "")}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
         if kind not in parts:
             raise InvalidArgumentError(f"{path} holds {name!r}, which no checkpoint has: it is damaged, or of another")
-        parts[kind][rest if kind in ("net", "ema", "optimizer") else name] = value
+        parts[kind][name if kind in ("levels", "") else rest] = value
     return parts
 
 
-def _optimizer_state(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What `Optimizer.load_state_dict` takes."""
+def _optimizer_state(
+    said: Mapping[str, Any], tensors: Mapping[str, Tensor], own: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What `Optimizer.load_state_dict` takes: the file's moments under the optimizer's own numbers.
+
+    A learning rate that was changed along the way is the file's, where both began with the same.
+    """
     state: dict[int, dict[str, Any]] = {}
     for place, values in said["optimizer"].items():
         state[int(place)] = {name: restored(value) for name, value in values.items()}
     for name, value in tensors.items():
         place, _, key = name.partition(".")
         state.setdefault(int(place), {})[key] = value
-    groups = [{name: restored(value) for name, value in group.items()} for group in said["groups"]]
-    return {"state": state, "param_groups": [{**group, "params": list(group["params"])} for group in groups]}
+    groups = []
+    for theirs, ours in zip(said["groups"], own, strict=True):
+        begun = {name: restored(theirs[name]) for name in ("initial_lr", "lr") if name in theirs}
+        if list(restored(theirs["params"])) != list(ours["params"]):
+            raise ValueError("its groups are of other parameters")
+        same = "lr" in ours and float(begun["initial_lr"]) == float(ours["initial_lr"])
+        groups.append({**ours, "lr": begun["lr"]} if same else ours)
+    return {"state": state, "param_groups": groups}

@@ -19,6 +19,7 @@ from sdegen.scores.model import Model
 from sdegen.tensors import as_time, check_state, check_type, check_whole
 
 # Streams of noise, which no step of a solver and no law has: their second word makes a NaN of the time.
+_LEAST = 1e-9  # of a density, within a span: less has no digits left
 _NOISE, _TIMES = (3, 0xFFFFFFFF, 0, 0), (4, 0xFFFFFFFF, 0, 0)
 
 
@@ -107,6 +108,8 @@ class LogNormal:
         """The levels `[B]` at u `[B]`."""
         span = torch.special.ndtr((-process.edges - self.mean) / self.std)
         high, low = as_time(span)
+        if not float(high - low) > _LEAST:
+            raise InvalidArgumentError(f"{self} has no level within the span of {process}: choose another mean")
         z = torch.special.ndtri(low + u * (high - low))
         return process.at(-(self.mean + self.std * z))
 
@@ -119,6 +122,10 @@ def noised(
     check_state(data, "data", "")
     seeds = noises.seeds(seed, data.shape[0], device=data.device)
     level = drawn(model, levels, data.shape[0], seed, lattice)
+    if level.t.ndim and level.t.shape != data.shape[:1]:
+        raise InvalidArgumentError(
+            f"levels must be one, or one for each of {data.shape[0]} samples; got {list(level.t.shape)}"
+        )
     noise = noises.normals(seeds, tuple(data.shape[1:]), _NOISE, dtype=data.dtype)
     return level, model.process.perturb(data, level, noise), noise
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.errors import check_positive, strict_keywords
+from sdegen.errors import InvalidTypeError, check_positive, strict_keywords
 from sdegen.level import Level
 from sdegen.scores.divergence import Divergence, Exact, Probes, signs, tangent
 from sdegen.scores.mixtures import GaussianMixture
@@ -39,6 +39,7 @@ def implicit(
 
     Source: Hyvarinen (2005), eq. 4.
     """
+    check_type(divergence, Callable | None, "divergence must be sd.divergence.Exact() or Probes(k)")
     keys, x, score = _asked(model, data, level, seed)
     found = (divergence or Exact())(score, x, level=level, seeds=keys)
     size = x[0].numel() if len(x) else 1
@@ -88,11 +89,14 @@ def finite_difference(
 
     Raises:
         InvalidArgumentError: the step is not positive.
+        InvalidTypeError: data of half precision.
 
     Source: Pang et al. (2020), eq. 14.
     """
     check_positive(step=step)
     check_whole("probes", probes)
+    if widen(data).dtype != data.dtype:
+        raise InvalidTypeError(f"differences lose their digits in {data.dtype}: give float32 data and weights")
     keys, x, score = _asked(model, data, level, seed)
     e = step * level.sigma
     total = widen(x).new_zeros(x.shape[0])

@@ -7,6 +7,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -114,20 +115,26 @@ def train(
         OSError: the checkpoint cannot be written.
     """
     check_batches(batches)
-    _check(model, loss, amp, clip, steps=steps, accumulate=accumulate)
+    _check(model, loss, ema, schedule, amp, clip, steps=steps, accumulate=accumulate)
     run = Run(model, loss, optimizer, ema, amp, accumulate, clip, schedule, seed)
     kept = Checkpoint(checkpoint) if isinstance(checkpoint, str | os.PathLike) else checkpoint
+    check_type(kept, Checkpoint | None, "checkpoint must be a path, or sd.Checkpoint(path, every)")
     if kept is not None:
-        kept.check()
+        kept = replace(kept, path=os.path.abspath(kept.path))  # wherever the caller goes meanwhile
+        kept.check(run)
         kept.load(run)
     if run.step > steps:
         raise InvalidArgumentError(f"the checkpoint has {run.step} steps, more than steps={steps}: give more steps")
     return _states(run, batches, steps, kept, progress)
 
 
-def _check(model: object, loss: object, amp: object, clip: float | None, **counts: int) -> None:
+def _check(
+    model: object, loss: object, ema: object, schedule: object, amp: object, clip: float | None, **counts: int
+) -> None:
     """Raises InvalidTypeError or InvalidArgumentError unless the arguments are as `train` says."""
     check_type(model, ScoreModel, "model must be a ScoreModel(process, net, predicts)")
+    check_type(ema, EMA | None, "ema must be sd.EMA(length), sd.EMA(decay=...), or None")
+    check_type(schedule, Callable | None, "schedule must be a function of the step")
     for name, value in counts.items():
         check_whole(name, value)
     if clip is not None:
@@ -142,7 +149,11 @@ def _states(
     run: Run, batches: Iterable[Any], steps: int, kept: Checkpoint | None, progress: bool | None
 ) -> Iterator[State]:
     """The steps that are left, a state after each."""
-    was, source = run.module.training, since(batches, run.step * run.accumulate)
+    source = since(batches, run.step * run.accumulate)
+    before = run.modes()
+    if not run.network.training:
+        run.network.train()
+    run.wanted = run.modes()
     try:
         with told_bar(steps, progress, "steps", run.step) as bar:
             if run.step == steps:
@@ -155,7 +166,8 @@ def _states(
                 bar.update(1)
                 yield run.state(steps)
     finally:
-        run.network.train(was)
+        for part, training in before:
+            part.training = training
 
 
 class Run:
@@ -174,19 +186,23 @@ class Run:
         seed: int,
     ) -> None:
         self.model, self.measure, self.amp = model, loss, amp
-        self.accumulate, self.clip, self.schedule, self.seed = accumulate, clip, schedule, seed
+        self.accumulate, self.schedule, self.seed = accumulate, schedule, seed
+        self.clip = None if clip is None else float(clip)
         self.module, self.network = weights.found(model), model._found()
         self.dtype, self.device = place(self.module, None, None)
         self.optimizer = _optimizer(optimizer, self.module)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+            group.setdefault("initial_lr", group.get("lr", math.nan))
+        own = {id(p) for p in self.module.parameters()}
+        self.others = [p for p in self.parameters if id(p) not in own]
         self.average = None if ema is None else ema.of(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
         self.levels = _Levels(model)
         self.rank, self.world = ranks()
         self.step = self.skipped = self._bad = 0
         self.loss = math.nan
+        self.wanted: list[tuple[torch.nn.Module, bool]] = []
         self._shape: torch.Size | None = None
         self.identity = {
             "model": files.account(model)[0],
@@ -196,14 +212,21 @@ class Run:
             "ema": _record(ema),
             "amp": str(amp),
             "accumulate": accumulate,
-            "clip": clip,
-            "seed": seed,
+            "clip": self.clip,
+            "seed": int(seed),
+            "dtype": str(self.dtype),
         }
+        noises.seeds(seed, 1)  # tells what is no seed
+        self._buffers = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
 
     @property
     def lr(self) -> float:
         """The learning rate of the first group."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        return float(self.optimizer.param_groups[0].get("lr", math.nan))
+
+    def modes(self) -> list[tuple[torch.nn.Module, bool]]:
+        """The parts of the network, and whether each is in training mode."""
+        return [(part, part.training) for part in self.network.modules()]
 
     def state(self, steps: int) -> State:
         """What is yielded."""
@@ -212,17 +235,28 @@ class Run:
 
     def take(self, source: Iterator[Batch]) -> None:
         """One step."""
-        if not self.network.training:
-            self.network.train()
+        if torch.is_inference_mode_enabled():
+            raise InvalidArgumentError("training needs gradients, and torch.inference_mode() is around it")
+        if not self.network.training:  # a part that was frozen stays so
+            for module, training in self.wanted:
+                module.training = training
+        before = [buffer.clone() for buffer in self._buffers]
         self.optimizer.zero_grad(set_to_none=True)
         if self.schedule is not None:
+            times = float(self.schedule(self.step))
+            if not 0 <= times < math.inf:
+                raise InvalidArgumentError(f"schedule({self.step}) is {times}: it must be a number from 0 on")
             for group in self.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * float(self.schedule(self.step))
-        self.loss = sum(self._batch(next(source), part) for part in range(self.accumulate)) / self.accumulate
+                group["lr"] = group["initial_lr"] * times
+        self.loss = sum(self._batch(next(source), part) for part in range(self.accumulate))
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
         self.step += 1
-        good = math.isfinite(float(norm))  # which all processes have in common
+        # of several processes all have the norm in common, and each a loss of its own
+        good = math.isfinite(float(norm)) and (self.world > 1 or math.isfinite(self.loss))
+        if not good:
+            for buffer, old in zip(self._buffers, before):
+                buffer.copy_(old)
         if good:
             self.scaler.step(self.optimizer)
             if self.average is not None:
@@ -235,28 +269,29 @@ class Run:
         if self._bad == _MOST_BAD:
             raise TrainingError(
                 f"the gradient was not finite in {_MOST_BAD} steps in a row, up to step {self.step} (loss {self.loss:g}"
-                f", lr {self.lr:g}); the weights are as they were before: give a smaller lr, clip=1.0, or "
-                "amp=torch.bfloat16 in place of float16"
+                f", lr {self.lr:g}): give a smaller lr, clip=1.0, or amp=torch.bfloat16 in place of float16; a "
+                "checkpoint holds the last weights that were finite"
             )
 
     def _batch(self, batch: Batch, part: int) -> float:
-        """The mean loss of a batch, its gradients taken."""
+        """The mean loss of a batch, its part of the step's, gradients taken."""
         data, condition = self._taken(batch[0]), batch[1]
         model = self.model.conditioned(**condition) if condition else copy.copy(self.model)
         model._conditions = model._conditions.to(self.device)
         model.cast |= self.amp is not None
         place = (self.step * self.accumulate + part) * self.world + self.rank
         key = int(noises.seeds(self.seed, 1, start=place)[0])
-        with _keyed(key, self.device), torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+        autocast = torch.autocast(self.device.type, self.amp, enabled=self.amp is not None)
+        with _keyed(key, self.device), autocast, torch.enable_grad():
             losses: Any = self.measure(model, data, seed=key)
-        if not torch.is_tensor(losses) or losses.shape != data.shape[:1]:
+            mean = widen(losses).mean() / self.accumulate if torch.is_tensor(losses) else None
+        if mean is None or losses.shape != data.shape[:1]:
             raise InvalidArgumentError(
                 f"the loss must be one number for each sample, {list(data.shape[:1])}, got {described(losses)}"
             )
         if not losses.requires_grad:
             raise InvalidArgumentError("the loss does not depend on any parameter of the network that has a gradient")
-        mean = widen(losses).mean()
-        self.scaler.scale(mean / self.accumulate).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
         if isinstance(self.measure, Objective):
             self.levels.add(self.measure.at(model, len(data), key), losses)
         return float(mean.detach())
@@ -301,6 +336,8 @@ def _optimizer(given: Any, module: torch.nn.Module) -> torch.optim.Optimizer:
             "optimizer must be a torch optimizer, as torch.optim.Adam(model.parameters(), 1e-3), or what makes one of "
             f"parameters; got {made if callable(given) else given!r}"
         )
+    if isinstance(made, torch.optim.LBFGS):
+        raise InvalidArgumentError("LBFGS evaluates the loss by itself, several times a step: give Adam, or another")
     own = {id(p) for p in module.parameters()}
     if not any(id(p) in own for group in made.param_groups for p in group["params"]):
         raise InvalidArgumentError("the optimizer has no parameter of this model: make it of model.parameters()")

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from sdegen.errors import InvalidTypeError, check_known, check_positive, strict_keywords
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, check_known, check_positive, strict_keywords
 from sdegen.level import Level
 from sdegen.scores.model import Model
 from sdegen.scores.plane import Want, convert, edm_pair, plane
@@ -50,7 +50,7 @@ _WEIGHTS = ("data", "edm", "noise", "score", "v", "velocity")
 
 
 @strict_keywords
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Objective:
     """A loss by name: `w |noise_hat - noise|^2 / D` at levels of a density; `sd.train(loss=...)` takes it.
 
@@ -92,7 +92,8 @@ def matching(
 ) -> Tensor:
     """The denoising loss of each sample, `w |noise_hat - noise|^2 / D`, computed in the network's own output.
 
-    It is a function of (seed, sample): noise and times are keyed. Its mean over data is least at the exact score.
+    Noise and times are keyed: it is a function of (seed, sample), and, where times are a lattice, of B. Its mean over
+    data is least at the exact score.
 
     Args:
         model: a score model, or a map of models.
@@ -132,7 +133,12 @@ def _factor(model: Model, level: Level, known: tuple[Tensor, Tensor], weight: We
     factor = convert(level, known, pair)[1].square()
     if isinstance(weight, str):
         return factor
-    return factor * (weight(level) if callable(weight) else weight)
+    own = weight(level) if callable(weight) else weight
+    if torch.is_tensor(own) and own.shape not in ((), level.t.shape):
+        raise InvalidArgumentError(
+            f"the weight must be one number for each level {list(level.t.shape)}, got {list(own.shape)}"
+        )
+    return factor * own
 
 
 def check_levels_and_weight(levels: object, weight: object) -> None:
