@@ -561,7 +561,7 @@ def test_batches_are_a_function_of_seed_and_number_and_meet_everything_once_an_e
         ([DATA[:8].long()], sd.InvalidTypeError, "the batch of step 1 must be of a floating dtype"),
         ([DATA[:0]], sd.InvalidArgumentError, r"the batch of step 1 is \[0, 3\]"),
         ([DATA[:8] / 0], sd.InvalidArgumentError, r"the batch of step 1 is NaN or Inf in rows \[0, 1"),
-        ([], sd.InvalidArgumentError, "the batches ended after 0"),
+        ([], sd.InvalidArgumentError, "batches is empty: list has none to give"),
         (iter([DATA[:8]]), sd.InvalidArgumentError, "the batches ended after 1, and those of list_iterator"),
         (DATA, sd.InvalidTypeError, r"batches is one tensor \[96, 3\]: write sd.Batches"),
         (3, sd.InvalidTypeError, "batches must be sd.Batches"),
@@ -593,16 +593,44 @@ def test_a_batch_that_cannot_be_trained_on_is_named(given, error, message):
         ({"checkpoint": "/no/such/folder/run.safetensors"}, FileNotFoundError, "there is no folder"),
         ({"lr": 1e-3}, sd.InvalidTypeError, "unknown keyword 'lr'"),
         ({"ema": 0.999}, sd.InvalidTypeError, "ema must be sd.EMA"),
+        ({"epochs": 3}, sd.InvalidTypeError, "unknown keyword 'epochs': did you mean 'steps'"),
+        ({"loss": sd.losses.min_snr}, sd.InvalidTypeError, r"min_snr is not: .* write sd\.losses\.min_snr\(5\.0\)"),
+        ({"loss": sd.losses.sliced}, sd.InvalidTypeError, "sliced is not: missing a required argument: 'level'"),
         ({"schedule": 1.0}, sd.InvalidTypeError, "schedule must be a function"),
         ({"checkpoint": 5}, sd.InvalidTypeError, "checkpoint must be a path"),
         ({"seed": -1}, sd.InvalidArgumentError, "seed must be in"),
         ({"optimizer": lambda p: torch.optim.LBFGS(p)}, sd.InvalidArgumentError, "LBFGS evaluates the loss by itself"),
     ],
-    ids=range(14),
+    ids=range(17),
 )
 def test_an_argument_that_cannot_work_is_told_before_the_first_step(options, error, message):
     with pytest.raises(error, match=message):
         train(model(), **options)  # nothing was asked for yet
+
+
+def test_data_of_another_scale_than_the_noise_are_warned_of():
+    for scale in (300.0, 1e-3):
+        with pytest.warns(UserWarning, match=r"root mean square of .*: bring data to a standard deviation of about 1"):
+            last(train(model(), 1, sd.Batches(scale * DATA, 16)))
+    for scale in (0.1, 10.0):
+        last(train(model(), 1, sd.Batches(scale * DATA, 16)))
+
+
+def test_words_of_loaders_are_no_conditions():
+    for word, advice in (("batch_size", "did you mean 'size'"), ("shuffle", "it takes")):
+        with pytest.raises(sd.InvalidTypeError, match=f"unknown keyword '{word}': {advice}"):
+            sd.Batches(DATA, 16, **{word: 3})
+    with pytest.raises(sd.InvalidArgumentError, match="needs null="):
+        sd.Batches(DATA, 16, drop=0.1)
+    weights_of = torch.ones(3, requires_grad=True)
+    assert not sd.Batches(DATA * weights_of, 16)(0)[0].requires_grad
+    with pytest.raises(sd.InvalidTypeError, match="an average is of a ScoreModel"):
+        sd.EMA().of(Net())
+
+
+def test_a_network_that_never_was_finite_is_told():
+    with pytest.raises(sd.TrainingError, match=r"in the first 3 steps .* look at what the network returns"):
+        list(train(model(Bad(set(range(9)))), 5))
 
 
 def test_a_model_without_weights_and_a_loss_without_gradient_are_told():
@@ -635,7 +663,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
     before = path.read_bytes()
     for options, what in (
         ({"seed": 1}, "seed 0, here 1"),
-        ({"loss": sd.losses.v}, "loss "),
+        ({"loss": sd.losses.v}, "loss fields weight 1.0, here 'v'"),
         ({"optimizer": lambda p: torch.optim.SGD(p, 0.1)}, "optimizer 'AdamW', here 'SGD'"),
         ({"ema": None}, "ema "),
         ({"accumulate": 2}, "accumulate 1, here 2"),

@@ -148,7 +148,13 @@ def _add_runs(commands: Any) -> None:
     add("--out", type=_folder, required=True, metavar="DIR", help="the folder of the run")
     add("--steps", type=_number(1), default=2000, metavar="N", help="default: 2000")
     add("--batch", type=_number(1), default=128, metavar="N", help="samples a step; default: 128")
-    add("--lr", type=_share, default=2e-3, metavar="R", help="the highest learning rate; default: 0.002")
+    add(
+        "--lr",
+        type=_share,
+        default=2e-3,
+        metavar="R",
+        help="the highest, before a cosine to 0; default: 0.002",
+    )
     add(
         "--width",
         type=_number(1),
@@ -266,6 +272,8 @@ def _train(args: argparse.Namespace) -> int:
 
     try:
         sizes = {name: getattr(args, name) for name in ("steps", "batch", "lr", "width", "seed")}
+        if not args.quiet and (args.out / runs.CHECKPOINT).exists():
+            print(f"Going on from {args.out / runs.CHECKPOINT}")
         for state in runs.fit(data.read(args.data), args.out, progress=False if args.quiet else None, **sizes):
             if not args.quiet and (state.step % max(1, state.steps // 10) == 0 or state.step == state.steps):
                 means = state.by_level.loss.nanmean()

@@ -52,11 +52,15 @@ def hint(name: str, allowed: Sequence[str], otherwise: str) -> str:
 
 _ELSEWHERE = {
     "solver": "sampler scheduler method",
-    "steps": "num_steps num_inference_steps n_steps",
+    "steps": "num_steps num_inference_steps n_steps epochs num_epochs max_steps",
     "nfe": "num_steps num_inference_steps n_steps",
     "batch_size": "batch bs",
     "seed": "generator",
     "x": "latents x0 x_T init",
+    "size": "batch_size batch bs",
+    "optimizer": "lr learning_rate",
+    "ema": "ema_decay",
+    "clip": "grad_clip max_grad_norm gradient_clip_val",
 }
 """What other libraries call the options."""
 

@@ -302,7 +302,7 @@ def check_floating(x: Any, name: str = "x") -> None:
     if x.layout != torch.strided:
         raise InvalidTypeError(f"{name} must be dense, got {x.layout}; convert it, {name}.to_dense()")
     if x.dtype not in STATES:
-        advice = f"convert it, {name}.float()" + ", of bytes / 127.5 - 1" * (x.dtype == torch.uint8)
+        advice = "convert it, x.float()" + ", of bytes / 127.5 - 1" * (x.dtype == torch.uint8)
         if x.is_complex():
             advice = "sample its real and imaginary parts, torch.view_as_real(x) [B, *S, 2]"
             advice += "; torch.view_as_complex takes them back"

@@ -14,7 +14,7 @@ from sdegen import metrics, plots
 from sdegen import noise as noises
 from sdegen.demo import runs
 from sdegen.demo.digits import Digits, fit
-from sdegen.plots.style import COLOURS, headed, look, plain
+from sdegen.plots.style import COLOURS, MUTED, headed, look, plain
 from sdegen.processes.schedules import VP
 from sdegen.progress import told_bar
 from sdegen.sampling.sample import sample
@@ -138,14 +138,15 @@ def _sheet(done: Trained, path: Path) -> None:
     """Held-out digits, and samples of the mixture and of the network at each budget."""
     half = _SHOWN // 2
     whole = plots.figure(10.0, 4.6)
+    whole.text(0.5, 0.015, "left of the rows: network evaluations", ha="center", fontsize=9, color=MUTED)
     parts = [("Real, held out", [("", done.held.float())])]
-    titles = {"mixture": "Exact mixture, 5, 10, 20 evaluations", "network": "Trained network, 5, 10, 20 evaluations"}
+    titles = {"mixture": "20 Gaussians, exact score", "network": "Network, from the same noise"}
     for name, title in titles.items():
         parts.append((title, [(str(nfe), done.drawn[name, nfe]) for nfe in BUDGETS]))
     for ax, (title, blocks) in zip(whole.subplots(1, 3), parts):
         rows = 9 // len(blocks)
         images = torch.cat([x[: rows * half] for _, x in blocks])
-        labels = [label if k == 0 else "" for label, _ in blocks for k in range(rows)]
+        labels = [label if k == rows // 2 else "" for label, _ in blocks for k in range(rows)]
         plots.image_grid(images, half, ax, title=title, row_labels=labels)
     whole.savefig(path, dpi=150)
 
@@ -160,11 +161,11 @@ def _losses(done: Trained, path: Path) -> None:
         middle = (means.lam[1:] + means.lam[:-1]) / 2
         left.plot(middle, means.loss, color=COLOURS[1 + k], marker="o", ms=4, label=f"network, after step {step}")
     plain(left, "log-SNR, log(α/σ): from noise to data", "EDM's loss")
-    headed(left, "The loss by level, in training")
+    headed(left, "The loss by level, in training (few samples at its left end)")
     held = done.run.latent.to(done.held.float()[:, None])
     models = {
         "network": (done.model, held),
-        "exact mixture": (done.unit.score(done.model.process), held[:, 0].double()),
+        "20 Gaussians, exact score": (done.unit.score(done.model.process), held[:, 0].double()),
     }
     first, last = done.model.process.edges.tolist()
     lam = torch.linspace(first, last, 25)[1:-1]

@@ -13,7 +13,7 @@ from sdegen.errors import InvalidArgumentError, check_numbers, strict_keywords
 from sdegen.processes.callables import module_behind
 from sdegen.scores import weights
 from sdegen.scores.model import ScoreModel
-from sdegen.tensors import check_whole, named, widen
+from sdegen.tensors import check_type, check_whole, named, widen
 
 _LONGEST = 0.28
 
@@ -63,6 +63,7 @@ class EMA:
 
         Raises InvalidTypeError where no `torch.nn.Module` is behind the model.
         """
+        check_type(model, ScoreModel, "an average is of a ScoreModel(process, net, predicts)")
         return Average(self, model)
 
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from sdegen import noise as noises
-from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief
+from sdegen.errors import InvalidArgumentError, InvalidTypeError, brief, unknown_keywords
 from sdegen.scores.arguments import check_conditions
 from sdegen.scores.conditions import Conditions
 from sdegen.tensors import as_tensor, check_state, check_type, check_whole, has_dtype
 
+_LOADERS = frozenset({"batch_size", "batch", "bs", "shuffle", "drop_last", "num_workers", "generator", "sampler"})
+"""Words of loaders, which would be taken for conditions."""
 _DROPS = 1 << 62
 """The place of the seed of what is dropped, behind those of the epochs."""
 Batch = tuple[Tensor, Mapping[str, Any]]
@@ -29,7 +31,7 @@ class Batches:
         data: `[N, *S]`, floating.
         size: B, the samples of a batch.
         seed: of the orders, and of what is dropped.
-        drop: the share of samples whose conditions are those of `null`, for classifier-free guidance.
+        drop: the share of samples whose conditions are those of `null`, for classifier-free guidance; a tenth if None.
         null: by name, the value that stands for no condition: `null={"label": net.null}`.
         conditions: by name, per sample as for `ScoreModel`, tensors `[N, ...]`.
 
@@ -45,20 +47,27 @@ class Batches:
         size: int,
         *,
         seed: int = 0,
-        drop: float = 0.1,
+        drop: float | None = None,
         null: Mapping[str, Any] | None = None,
         **conditions: Any,
     ) -> None:
         self.data = as_tensor(data) if has_dtype(data) else data
         check_state(self.data, "data", "")
+        self.data = self.data.detach()  # latents may carry the graph of their encoder
         check_whole("size", size)
         if not len(self.data):
             raise InvalidArgumentError(f"data is empty, of shape {list(self.data.shape)}: there is nothing to train on")
+        if drop is not None and not null:
+            raise InvalidArgumentError(f"drop={drop} needs null={{...}}, what stands for no condition, by name")
+        drop = 0.1 if drop is None else drop
         if not 0 <= drop < 1:
             raise InvalidArgumentError(f"drop must be a share in [0, 1), got {drop}")
         noises.seeds(seed, 1)  # tells what is no seed
         self.size, self.seed, self.drop, self.null = size, seed, drop, dict(null or {})
-        check_conditions(conditions, ("size", "seed", "drop", "null", "batch_size"), "Batches")
+        own = ("size", "seed", "drop", "null")
+        if others := [name for name in conditions if name in _LOADERS]:
+            raise unknown_keywords("Batches", others, own)
+        check_conditions(conditions, own, "Batches")
         self._conditions = Conditions.of(conditions).sized(len(self.data))
         for name in self.null:
             if not torch.is_tensor(conditions.get(name)):
@@ -113,6 +122,8 @@ def since(batches: Iterable[Any], k: int) -> Iterator[Batch]:
             done += 1
             if done > k:
                 yield _sorted(batch)
+    if not done:
+        raise InvalidArgumentError(f"batches is empty: {type(batches).__name__} has none to give")
     raise InvalidArgumentError(
         f"the batches ended after {done}, and those of {type(batches).__name__} do not begin again: give a loader, a "
         "list, or sd.Batches(data, size)"

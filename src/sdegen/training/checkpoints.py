@@ -20,7 +20,7 @@ from sdegen.scores.safe import Kind, check_place, read_tensors, write_tensors
 from sdegen.tensors import check_whole
 
 if TYPE_CHECKING:
-    from sdegen.training.loop import Run
+    from sdegen.training.run import Run
 
 _KIND = Kind("checkpoint", "sd.train", "train")
 _FORMAT = "sdegen training 1"
@@ -158,10 +158,17 @@ def _said(path: Path, words: Mapping[str, str]) -> dict[str, Any]:
 
 def _check_same(path: Path, theirs: Identity, ours: Identity) -> None:
     """Raises InvalidArgumentError where a file is of another run, and says what differs."""
-    names = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
-    if names:
-        told = ", ".join(f"{name} {brief(theirs.get(name))}, here {brief(ours.get(name))}" for name in names)
-        raise InvalidArgumentError(f"{path} is of another run, with {told}: go on as it began, or give another file")
+    told = _differences("", theirs, ours)
+    if told:
+        raise InvalidArgumentError(f"{path} is of another run, with {'; '.join(told)}: go on so, or give another file")
+
+
+def _differences(name: str, theirs: Any, ours: Any) -> list[str]:
+    """What differs between two records, each with its place in them."""
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping) and theirs.keys() == ours.keys():
+        parts = [_differences(f"{name} {key}".strip(), theirs[key], ours[key]) for key in sorted(theirs)]
+        return [text for part in parts for text in part]
+    return [] if theirs == ours else [f"{name} {brief(theirs)}, here {brief(ours)}"]
 
 
 def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -2,69 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import math
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from sdegen import noise as noises
 from sdegen.errors import (
     InvalidArgumentError,
     InvalidTypeError,
-    SdegenError,
-    TrainingError,
     check_positive,
     strict_keywords,
 )
-from sdegen.level import Level
-from sdegen.processes.records import recorded
 from sdegen.progress import told_bar
-from sdegen.scores import files, weights
-from sdegen.scores.model import ScoreModel, place
-from sdegen.tensors import check_state, check_type, check_whole, described, named, widen
+from sdegen.scores.model import ScoreModel
+from sdegen.tensors import check_type, check_whole, named
 from sdegen.training.averages import EMA
-from sdegen.training.batches import Batch, check_batches, since
-from sdegen.training.checkpoints import Checkpoint, ranks
-from sdegen.training.losses import Objective
+from sdegen.training.batches import check_batches, since
+from sdegen.training.checkpoints import Checkpoint
+from sdegen.training.run import ByLevel, Loss, Run, State
 
 __all__ = ["ByLevel", "State", "train"]
-
-Loss = Callable[..., Tensor]
-_BINS, _FADE, _MOST_BAD = 10, 0.98, 3
-
-
-class ByLevel(NamedTuple):
-    """The mean loss in bins of `lam = log(alpha/sigma)`, over about the last 50 steps.
-
-    Edges `[K + 1]`, from noise to data, and losses `[K]`: NaN in a bin without samples.
-    """
-
-    lam: Tensor
-    loss: Tensor
-
-
-class State(NamedTuple):
-    """Where a training is after a step.
-
-    step of steps; loss, the mean over the step's samples; by_level; lr, the learning rate of the first group; skipped,
-    how many steps had a gradient that was not finite; model, which is trained; ema, a score model with the averaged
-    weights, in evaluation mode (the model itself without an average). Both models change with the steps to come.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    by_level: ByLevel
-    lr: float
-    skipped: int
-    model: ScoreModel
-    ema: ScoreModel
 
 
 @strict_keywords
@@ -143,6 +103,13 @@ def _check(
         raise InvalidArgumentError(f"amp must be torch.bfloat16, torch.float16 or None, got {amp!r}")
     if not callable(loss):
         raise InvalidTypeError(f"loss must be sd.losses.simple, another objective, or a function, got {loss!r}")
+    try:
+        inspect.signature(loss).bind(model, None, seed=0)
+    except TypeError as error:
+        raise InvalidTypeError(
+            f"loss is called as loss(model, data, seed=...), and {named(loss)} is not: {error}; write "
+            "sd.losses.min_snr(5.0), or lambda model, data, *, seed: sd.losses.sliced(model, data, level, seed=seed)"
+        ) from None
 
 
 def _states(
@@ -168,200 +135,3 @@ def _states(
     finally:
         for part, training in before:
             part.training = training
-
-
-class Run:
-    """What changes in a training: the network, its average, the optimizer, counts."""
-
-    def __init__(
-        self,
-        model: ScoreModel,
-        loss: Loss,
-        optimizer: Any,
-        ema: EMA | None,
-        amp: torch.dtype | None,
-        accumulate: int,
-        clip: float | None,
-        schedule: Callable[[int], float] | None,
-        seed: int,
-    ) -> None:
-        self.model, self.measure, self.amp = model, loss, amp
-        self.accumulate, self.schedule, self.seed = accumulate, schedule, seed
-        self.clip = None if clip is None else float(clip)
-        self.module, self.network = weights.found(model), model._found()
-        self.dtype, self.device = place(self.module, None, None)
-        self.optimizer = _optimizer(optimizer, self.module)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group.get("lr", math.nan))
-        own = {id(p) for p in self.module.parameters()}
-        self.others = [p for p in self.parameters if id(p) not in own]
-        self.average = None if ema is None else ema.of(model)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
-        self.levels = _Levels(model)
-        self.rank, self.world = ranks()
-        self.step = self.skipped = self._bad = 0
-        self.loss = math.nan
-        self.wanted: list[tuple[torch.nn.Module, bool]] = []
-        self._shape: torch.Size | None = None
-        self.identity = {
-            "model": files.account(model)[0],
-            "network": type(self.module).__name__,
-            "loss": _record(loss),
-            "optimizer": type(self.optimizer).__name__,
-            "ema": _record(ema),
-            "amp": str(amp),
-            "accumulate": accumulate,
-            "clip": self.clip,
-            "seed": int(seed),
-            "dtype": str(self.dtype),
-        }
-        noises.seeds(seed, 1)  # tells what is no seed
-        self._buffers = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of the first group."""
-        return float(self.optimizer.param_groups[0].get("lr", math.nan))
-
-    def modes(self) -> list[tuple[torch.nn.Module, bool]]:
-        """The parts of the network, and whether each is in training mode."""
-        return [(part, part.training) for part in self.network.modules()]
-
-    def state(self, steps: int) -> State:
-        """What is yielded."""
-        ema = self.model if self.average is None else self.average.model
-        return State(self.step, steps, self.loss, self.levels.means(), self.lr, self.skipped, self.model, ema)
-
-    def take(self, source: Iterator[Batch]) -> None:
-        """One step."""
-        if torch.is_inference_mode_enabled():
-            raise InvalidArgumentError("training needs gradients, and torch.inference_mode() is around it")
-        if not self.network.training:  # a part that was frozen stays so
-            for module, training in self.wanted:
-                module.training = training
-        before = [buffer.clone() for buffer in self._buffers]
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.schedule is not None:
-            times = float(self.schedule(self.step))
-            if not 0 <= times < math.inf:
-                raise InvalidArgumentError(f"schedule({self.step}) is {times}: it must be a number from 0 on")
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * times
-        self.loss = sum(self._batch(next(source), part) for part in range(self.accumulate))
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
-        self.step += 1
-        # of several processes all have the norm in common, and each a loss of its own
-        good = math.isfinite(float(norm)) and (self.world > 1 or math.isfinite(self.loss))
-        if not good:
-            for buffer, old in zip(self._buffers, before):
-                buffer.copy_(old)
-        if good:
-            self.scaler.step(self.optimizer)
-            if self.average is not None:
-                self.average.update(self.step)
-        # a scaler finds its scale by steps that overflow: they are no fault before the scale is 1
-        searching = math.isfinite(self.loss) and self.scaler.get_scale() > 1
-        self.scaler.update()
-        self.skipped += not good
-        self._bad = 0 if good or searching else self._bad + 1
-        if self._bad == _MOST_BAD:
-            raise TrainingError(
-                f"the gradient was not finite in {_MOST_BAD} steps in a row, up to step {self.step} (loss {self.loss:g}"
-                f", lr {self.lr:g}): give a smaller lr, clip=1.0, or amp=torch.bfloat16 in place of float16; a "
-                "checkpoint holds the last weights that were finite"
-            )
-
-    def _batch(self, batch: Batch, part: int) -> float:
-        """The mean loss of a batch, its part of the step's, gradients taken."""
-        data, condition = self._taken(batch[0]), batch[1]
-        model = self.model.conditioned(**condition) if condition else copy.copy(self.model)
-        model._conditions = model._conditions.to(self.device)
-        model.cast |= self.amp is not None
-        place = (self.step * self.accumulate + part) * self.world + self.rank
-        key = int(noises.seeds(self.seed, 1, start=place)[0])
-        autocast = torch.autocast(self.device.type, self.amp, enabled=self.amp is not None)
-        with _keyed(key, self.device), autocast, torch.enable_grad():
-            losses: Any = self.measure(model, data, seed=key)
-            mean = widen(losses).mean() / self.accumulate if torch.is_tensor(losses) else None
-        if mean is None or losses.shape != data.shape[:1]:
-            raise InvalidArgumentError(
-                f"the loss must be one number for each sample, {list(data.shape[:1])}, got {described(losses)}"
-            )
-        if not losses.requires_grad:
-            raise InvalidArgumentError("the loss does not depend on any parameter of the network that has a gradient")
-        self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
-        if isinstance(self.measure, Objective):
-            self.levels.add(self.measure.at(model, len(data), key), losses)
-        return float(mean.detach())
-
-    def _taken(self, data: Tensor) -> Tensor:
-        """The data of a batch, checked, where the network is and in its precision."""
-        name = f"the batch of step {self.step + 1}"
-        check_state(data, name, "")
-        if self._shape is None:
-            self._shape = data.shape[1:]
-        if data.shape[0] == 0 or data.shape[1:] != self._shape:
-            raise InvalidArgumentError(f"{name} is {list(data.shape)}, and must be [B, {_sizes(self._shape)}], B >= 1")
-        return data.to(self.device, self.dtype)
-
-
-class _Levels:
-    """Sums of losses and counts of samples in bins of log-SNR, which fade with the steps."""
-
-    def __init__(self, model: ScoreModel) -> None:
-        low, high = model.process.edges.tolist()
-        self.edges = torch.linspace(low, high, _BINS + 1, dtype=torch.float64)
-        self.sums = torch.zeros(2, _BINS, dtype=torch.float64)
-
-    def add(self, level: Level, losses: Tensor) -> None:
-        """Take in the losses `[B]` of samples at their levels."""
-        told = losses.detach().double().cpu()
-        place = torch.bucketize(level.lam.detach().cpu().expand(len(told)).contiguous(), self.edges[1:-1])
-        good = told.isfinite()
-        both = torch.stack([told, torch.ones_like(told)]).where(good, 0.0)
-        self.sums.mul_(_FADE).index_add_(1, place, both)
-
-    def means(self) -> ByLevel:
-        """The mean loss of every bin."""
-        return ByLevel(self.edges, self.sums[0] / self.sums[1])
-
-
-def _optimizer(given: Any, module: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer. Raises unless it has parameters of the module."""
-    made = given if isinstance(given, torch.optim.Optimizer) else callable(given) and given(module.parameters())
-    if not isinstance(made, torch.optim.Optimizer):
-        raise InvalidTypeError(
-            "optimizer must be a torch optimizer, as torch.optim.Adam(model.parameters(), 1e-3), or what makes one of "
-            f"parameters; got {made if callable(given) else given!r}"
-        )
-    if isinstance(made, torch.optim.LBFGS):
-        raise InvalidArgumentError("LBFGS evaluates the loss by itself, several times a step: give Adam, or another")
-    own = {id(p) for p in module.parameters()}
-    if not any(id(p) in own for group in made.param_groups for p in group["params"]):
-        raise InvalidArgumentError("the optimizer has no parameter of this model: make it of model.parameters()")
-    return made
-
-
-@contextlib.contextmanager
-def _keyed(key: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators seeded, for dropout, and afterwards as they were."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(key)
-        if cuda:
-            torch.cuda.manual_seed(key)
-        yield
-
-
-def _record(value: Any) -> Any:
-    """A value as plain data; of a user's own its name."""
-    try:
-        return recorded(value)
-    except SdegenError:
-        return {"own": named(value)}
-
-
-def _sizes(shape: torch.Size) -> str:
-    return ", ".join(map(str, shape))
