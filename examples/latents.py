@@ -82,9 +82,14 @@ def train_vq(
 
 def diffuse(z: Tensor, steps: int, seed: int = 0) -> sd.ScoreModel:
     """A diffusion model of standardised latents `[N, C, 4, 4]`."""
-    model = sd.ScoreModel(sd.VP(), sd.nets.UNet(z.shape[1], levels=2), "v", time=sd.model.log_sigma_time)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    for state in sd.train(model, sd.Batches(z, 64), loss=sd.losses.simple, steps=steps, optimizer=optimizer, seed=seed):
+    net = sd.nets.UNet(z.shape[1], levels=2)
+    model = sd.ScoreModel(sd.VP(), net, "edm", time=sd.model.log_sigma_time, sigma_data=1.0)
+    states = sd.train(
+        model, sd.Batches(z, 128), loss=sd.losses.edm, steps=steps, seed=seed, clip=1.0,
+        optimizer=torch.optim.Adam(model.parameters(), 2e-3),
+        schedule=lambda k: min(1.0, (k + 1) / 100, 2 - 2 * k / steps),
+    )  # fmt: skip
+    for state in states:
         if state.step % 500 == 0:
             print(f"step {state.step} of {steps}: loss {state.loss:.3f}")
     return state.ema

@@ -111,6 +111,9 @@ def test_a_backward_pass_that_cannot_be_vmapped_is_taken_row_by_row():
 def test_what_is_no_function_of_x_is_said():
     with pytest.raises(sd.InvalidArgumentError, match="does not depend on x by autograd"):
         sd.divergence.Exact()(lambda x: torch.sin(x.detach()), X)
+    net = torch.nn.Linear(2, 2).double()
+    with pytest.raises(sd.InvalidArgumentError, match="does not depend on x by autograd"):
+        sd.divergence.Exact()(lambda x: net(x.detach()), X)
     with pytest.raises(sd.InvalidArgumentError, match="must return a tensor like x"):
         sd.divergence.Exact()(lambda x: x.sum(1), X)
     with pytest.raises(sd.InvalidArgumentError, match="count must be a whole number"):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import sdegen as sd
+
 for needed in ("sklearn", "matplotlib"):
     if importlib.util.find_spec(needed) is None:
         pytest.skip(f"needs {needed}", allow_module_level=True)
@@ -53,11 +55,10 @@ def test_a_ladder_of_noise_is_sampled_by_langevin_and_by_the_flow(tmp_path):
 
 @pytest.mark.slow
 def test_latent_diffusion_draws_digits(tmp_path):
-    """The nearest real digit is nearer to a sample than to the same pixels in another order."""
+    """Precision beside the real digits: .69 and .47 were measured, and .09 of the same pixels in another order."""
     module = example("latents")
     rows = module.main(steps=600, count=64, path=str(tmp_path / "latents.png"))
-    real = module.digits().flatten(1)
+    real = module.digits().flatten(1).double()
     for name in ("VAE", "VQ-VAE"):
-        near = torch.cdist(rows[f"{name}: samples"].flatten(1), real).amin(1).median()
-        shuffled = torch.cdist(rows[f"{name}: samples"].flatten(1)[:, torch.arange(63, -1, -1)], real).amin(1).median()
-        assert near < 0.7 * shuffled, name
+        x = rows[f"{name}: samples"].flatten(1).double()
+        assert sd.metrics.precision(x, real) > 0.3 > sd.metrics.precision(x.flip(1), real), name

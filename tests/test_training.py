@@ -336,30 +336,32 @@ def test_a_network_that_no_copy_can_have_is_told_and_left_as_it_is(given):
     assert last(train(made, 2, ema=None)).step == 2
 
 
+def with_weight(extra):
+    """A loss with a parameter of its own, or without."""
+
+    def loss(m, data, *, seed):
+        found = sd.losses.simple(m, data, seed=seed)
+        return found if extra is None else found * torch.exp(-extra) + extra
+
+    return loss
+
+
 def test_parameters_beside_the_network_are_kept(tmp_path):
-    def run(steps, path):
+    path = tmp_path / "run.safetensors"
+
+    def run(steps, checkpoint):
         made, extra = model(), torch.nn.Parameter(torch.zeros(()))
-
-        def loss(m, data, *, seed):
-            return sd.losses.simple(m, data, seed=seed) * torch.exp(-extra) + extra
-
-        return last(
-            train(made, steps, loss=loss, optimizer=torch.optim.Adam([*made.parameters(), extra], 0.1), checkpoint=path)
-        ), float(extra.detach())
+        optimizer = torch.optim.Adam([*made.parameters(), extra], 0.1)
+        states = train(made, steps, loss=with_weight(extra), optimizer=optimizer, checkpoint=checkpoint)
+        return last(states), float(extra.detach())
 
     whole = run(8, None)
-    run(4, tmp_path / "run.safetensors")
-    again = run(8, tmp_path / "run.safetensors")
+    run(4, path)
+    again = run(8, path)
     assert again[1] == whole[1] != 0
     assert same(again[0], whole[0])
-
-    def loss(m, data, *, seed):  # of the same name
-        return sd.losses.simple(m, data, seed=seed)
-
-    with pytest.raises(sd.InvalidArgumentError, match=r"1 parameters beside the network's|of another optimizer"):
-        train(
-            model(), 9, loss=loss, optimizer=lambda p: torch.optim.Adam(p, 0.1), checkpoint=tmp_path / "run.safetensors"
-        )
+    with pytest.raises(sd.InvalidArgumentError, match="of another optimizer"):
+        train(model(), 9, loss=with_weight(None), optimizer=lambda p: torch.optim.Adam(p, 0.1), checkpoint=path)
 
 
 def test_the_optimizers_numbers_are_those_of_the_call(tmp_path):
@@ -616,12 +618,52 @@ def test_data_of_another_scale_than_the_noise_are_warned_of():
         last(train(model(), 1, sd.Batches(scale * DATA, 16)))
 
 
+def test_a_schedule_leaves_no_trace():
+    made = model()
+    optimizer = adam(made.parameters())
+    last(train(made, 4, optimizer=optimizer, schedule=lambda k: 1 - k / 3))
+    assert optimizer.param_groups[0]["lr"] == 1e-2
+    optimizer.param_groups[0]["lr"] = 1e-4
+    assert last(train(made, 2, optimizer=optimizer, schedule=lambda k: 1.0)).lr == 1e-4
+
+
+def test_a_run_with_a_schedule_goes_on_without(tmp_path):
+    path = tmp_path / "run.safetensors"
+    assert last(train(model(), 4, checkpoint=path, schedule=lambda k: 1 - k / 3)).lr == pytest.approx(0)
+    assert last(train(model(), 6, checkpoint=path)).lr == 1e-2
+
+
+def test_a_loss_of_ones_own_is_known_again_in_another_process(tmp_path):
+    from sdegen.training.run import _record
+
+    class Own:
+        def __call__(self, model, data, *, seed):
+            return data
+
+    mine = sd.losses.Objective(sd.losses.Uniform(), lambda level: level.sigma)
+    for loss in (Own(), mine, lambda model, data, *, seed: data):
+        assert "0x" not in json.dumps(_record(loss))
+
+
+def test_times_that_a_network_cannot_tell_apart_are_warned_of():
+    made = sd.ScoreModel(sd.VP(), sd.nets.MLP(3, width=8, depth=1), "v", time=sd.model.index_time(1000))
+    with pytest.warns(UserWarning, match=r"MLP tells times apart in an interval of 6, and gets .* to 999"):
+        train(made)
+    raw = sd.ScoreModel(sd.VP(), sd.nets.MLP(3, width=8, depth=1), "edm", sigma_data=0.2)
+    with pytest.warns(UserWarning, match=r"sigma_data=0\.2: give"):
+        last(train(raw, 1))
+
+
 def test_words_of_loaders_are_no_conditions():
     for word, advice in (("batch_size", "did you mean 'size'"), ("shuffle", "it takes")):
         with pytest.raises(sd.InvalidTypeError, match=f"unknown keyword '{word}': {advice}"):
             sd.Batches(DATA, 16, **{word: 3})
     with pytest.raises(sd.InvalidArgumentError, match="needs null="):
         sd.Batches(DATA, 16, drop=0.1)
+    labels = torch.arange(96) % 3
+    for value in (0.5, None, [3, 4]):
+        with pytest.raises(sd.InvalidArgumentError, match=r"must be a value of torch\.int64 like one of"):
+            sd.Batches(DATA, 16, label=labels, null={"label": value})
     weights_of = torch.ones(3, requires_grad=True)
     assert not sd.Batches(DATA * weights_of, 16)(0)[0].requires_grad
     with pytest.raises(sd.InvalidTypeError, match="an average is of a ScoreModel"):
@@ -663,7 +705,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
     before = path.read_bytes()
     for options, what in (
         ({"seed": 1}, "seed 0, here 1"),
-        ({"loss": sd.losses.v}, "loss fields weight 1.0, here 'v'"),
+        ({"loss": sd.losses.v}, "loss weight 1.0, here 'v'"),
         ({"optimizer": lambda p: torch.optim.SGD(p, 0.1)}, "optimizer 'AdamW', here 'SGD'"),
         ({"ema": None}, "ema "),
         ({"accumulate": 2}, "accumulate 1, here 2"),

@@ -270,11 +270,15 @@ def _train(args: argparse.Namespace) -> int:
     from sdegen.demo import runs
     from sdegen.training import data
 
+    sizes = {name: getattr(args, name) for name in ("steps", "batch", "lr", "width", "seed")}
     try:
-        sizes = {name: getattr(args, name) for name in ("steps", "batch", "lr", "width", "seed")}
+        found = data.read(args.data)
+    except OSError as error:
+        return _tell(f"error: cannot read {args.data}: {error.strerror or error}", USAGE)
+    try:
         if not args.quiet and (args.out / runs.CHECKPOINT).exists():
             print(f"Going on from {args.out / runs.CHECKPOINT}")
-        for state in runs.fit(data.read(args.data), args.out, progress=False if args.quiet else None, **sizes):
+        for state in runs.fit(found, args.out, progress=False if args.quiet else None, **sizes):
             if not args.quiet and (state.step % max(1, state.steps // 10) == 0 or state.step == state.steps):
                 means = state.by_level.loss.nanmean()
                 print(f"step {state.step} of {state.steps}: mean loss over the levels {means:.4f}", flush=True)

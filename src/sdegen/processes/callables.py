@@ -167,12 +167,14 @@ class _Local:
 def picklable(state: Mapping[str, Any]) -> dict[str, Any]:
     """An object's state, lambdas and local functions in a form that pickle takes.
 
-    They are kept in one piece with the modules beside them: a function and a module that it holds stay so together.
+    They are kept in one piece with the modules that they hold, if those stand beside them: what was one stays one.
     """
     local = {name: value for name, value in state.items() if _is_local(value)}
     if not local:
         return dict(state)
-    modules = {name: value for name, value in state.items() if isinstance(value, torch.nn.Module)}
+    behind = [net for value in local.values() if (net := module_behind(value)) is not None]
+    reached = {id(part) for net in behind for part in net.modules()}
+    modules = {name: value for name, value in state.items() if id(value) in reached}
     rest = {name: value for name, value in state.items() if name not in local and name not in modules}
     return {**rest, _TOGETHER: _Local({**local, **modules})}
 

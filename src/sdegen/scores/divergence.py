@@ -21,6 +21,8 @@ Function = Callable[[Tensor], Tensor]
 _AT_ONCE = 1 << 18
 """How many numbers the directions hold that are taken at once, unless a chunk is given: 2 MB in float64."""
 
+_DETACHED = "the function does not depend on x by autograd, so it has no divergence: it detaches x, or works in no_grad"
+
 
 class Traced(NamedTuple):
     """A function's value `[B, *S]`, its divergence `[B]` in float64, and the standard error of that `[B]`."""
@@ -138,16 +140,16 @@ def tangent(function: Function, x: Tensor) -> tuple[Tensor, Callable[[Tensor], T
         at = x if keep and x.requires_grad else x.detach().clone().requires_grad_()
         value = expect_like(function(at), x, "a function whose divergence is asked for must return a tensor")
     if not value.requires_grad:
-        raise InvalidArgumentError(
-            "the function does not depend on x by autograd, so it has no divergence: it detaches x, or works in no_grad"
-        )
+        raise InvalidArgumentError(_DETACHED)
 
     def rows(v: Tensor) -> Tensor:
         def product(some: Tensor, batched: bool) -> Tensor:
             found = torch.autograd.grad(
-                value, at, some, retain_graph=True, create_graph=keep, is_grads_batched=batched, materialize_grads=True
-            )
-            return found[0]
+                value, at, some, retain_graph=True, create_graph=keep, is_grads_batched=batched, allow_unused=True
+            )[0]
+            if found is None:
+                raise InvalidArgumentError(_DETACHED)
+            return found
 
         try:
             return product(v, True)

@@ -35,7 +35,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str,
         mode = part.stat().st_mode  # as any new file's; some versions of safetensors let the owner alone read theirs
         module.torch.save_file(dict(tensors), str(part), dict(words))
         part.chmod(mode)
-        with part.open("rb") as file:
+        with part.open("r+b") as file:
             os.fsync(file.fileno())  # or a crash after the renaming could leave less than there was before
         os.replace(part, path)
     except (OSError, module.SafetensorError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,16 @@ class EMA:
         return Average(self, model)
 
 
+def _copied(model: ScoreModel) -> ScoreModel:
+    """A copy with a network of its own. Raises InvalidArgumentError where there is none to be had."""
+    try:
+        return copy.deepcopy(model)
+    except pickle.PicklingError as error:
+        raise InvalidArgumentError(
+            f"an average needs a copy of {named(model.net)}: {error}; or give the torch.nn.Module itself, or ema=None"
+        ) from None
+
+
 @functools.cache
 def _gamma(length: float) -> float:
     """The power gamma for which a density u^gamma on [0, 1] has this standard deviation: the root of a cubic."""
@@ -87,7 +98,7 @@ class Average:
         if model.module is model.net:  # without what compiles it or spreads it over devices
             self.model.net, self.model._module = copy.deepcopy(self._source), None
         else:
-            self.model = copy.deepcopy(model)
+            self.model = _copied(model)
         self._own = weights.found(self.model)
         own = {id(p) for p in self._source.parameters()}
         behind = module_behind(self.model.net)
@@ -107,6 +118,6 @@ class Average:
         check_whole("step", step)
         rate = self.ema.rate(step)
         for mean, new in self._weights:
-            mean.lerp_(new.to(mean.dtype), 1 - rate)
+            mean.lerp_(new.to(mean), 1 - rate)
         for kept, buffer in zip(self._own.buffers(), self._source.buffers()):
             kept.copy_(buffer)

@@ -69,9 +69,11 @@ class Batches:
             raise unknown_keywords("Batches", others, own)
         check_conditions(conditions, own, "Batches")
         self._conditions = Conditions.of(conditions).sized(len(self.data))
-        for name in self.null:
-            if not torch.is_tensor(conditions.get(name)):
+        for name, value in self.null.items():
+            own_values = conditions.get(name)
+            if not torch.is_tensor(own_values):
                 raise InvalidArgumentError(f"null={{{name!r}: ...}} needs a tensor of conditions {name}=... [N]")
+            self.null[name] = _null(name, value, own_values)
         self._order: tuple[int, Tensor] = (-1, self.data)
 
     def __call__(self, k: int) -> Batch:
@@ -86,7 +88,7 @@ class Batches:
             drawn = noises.seeds(key, self.size, start=k * self.size).double() * 2.0**-63 < self.drop
             for name, value in self.null.items():
                 rows = drawn.to(found[name].device).reshape(-1, *(1,) * (found[name].ndim - 1))
-                found[name] = torch.where(rows, torch.as_tensor(value).to(found[name]), found[name])
+                found[name] = torch.where(rows, value.to(found[name]), found[name])
         return self.data[index.to(self.data.device)], found
 
     def __iter__(self) -> Iterator[Batch]:
@@ -106,6 +108,22 @@ class Batches:
             order = noises.seeds(key, len(self.data)).argsort()
             self._order = epoch, order
         return order
+
+
+def _null(name: str, value: Any, conditions: Tensor) -> Tensor:
+    """What stands for no condition, as the conditions are. Raises InvalidArgumentError where it cannot be."""
+    try:
+        given = torch.as_tensor(value)
+        found = given.to(conditions)
+        same = bool((found == given.to(conditions.device)).all()) and found.expand(conditions.shape[1:]) is not None
+    except (TypeError, ValueError, RuntimeError):
+        same = False
+    if not same:
+        raise InvalidArgumentError(
+            f"null={{{name!r}: {brief(value)}}} must be a value of {conditions.dtype} like one of the conditions, "
+            f"{list(conditions.shape[1:])}"
+        )
+    return found
 
 
 def since(batches: Iterable[Any], k: int) -> Iterator[Batch]:

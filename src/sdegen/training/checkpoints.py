@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,7 @@ class Checkpoint:
             "run": run.identity,
             "step": run.step,
             "loss": recorded(run.loss),
+            "scheduled": run.schedule is not None,
             "skipped": run.skipped,
             "tied": tied,
             "groups": [{name: recorded(value) for name, value in group.items()} for group in state["param_groups"]],
@@ -114,7 +115,8 @@ class Checkpoint:
         if process.keys() != parts[""].keys() or not all(torch.equal(v, parts[""][k]) for k, v in process.items()):
             raise InvalidArgumentError(f"{path} is of another run: its process has other numbers")
         try:
-            state = _optimizer_state(said, parts["optimizer"], run.optimizer.state_dict()["param_groups"])
+            own = run.optimizer.state_dict()["param_groups"]
+            state = _optimizer_state(said, parts["optimizer"], own, run.schedule is not None)
             if len(parts["others"]) != len(run.others):
                 raise ValueError(f"it has {len(parts['others'])} parameters beside the network's")
             sums, tied = parts["levels"]["levels"], said["tied"]
@@ -183,11 +185,11 @@ def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Ten
 
 
 def _optimizer_state(
-    said: Mapping[str, Any], tensors: Mapping[str, Tensor], own: list[dict[str, Any]]
+    said: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Sequence[Any], scheduled: bool
 ) -> dict[str, Any]:
     """What `Optimizer.load_state_dict` takes: the file's moments under the optimizer's own numbers.
 
-    A learning rate that was changed along the way is the file's, where both began with the same.
+    A learning rate that the caller changed along the way is the file's, where both began with the same.
     """
     state: dict[int, dict[str, Any]] = {}
     for place, values in said["optimizer"].items():
@@ -201,5 +203,6 @@ def _optimizer_state(
         if list(restored(theirs["params"])) != list(ours["params"]):
             raise ValueError("its groups are of other parameters")
         same = "lr" in ours and float(begun["initial_lr"]) == float(ours["initial_lr"])
+        same = same and not (scheduled or said["scheduled"])
         groups.append({**ours, "lr": begun["lr"]} if same else ours)
     return {"state": state, "param_groups": groups}

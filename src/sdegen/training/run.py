@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,11 +24,12 @@ from sdegen.level import Level
 from sdegen.processes.records import recorded
 from sdegen.scores import files, weights
 from sdegen.scores.model import ScoreModel, place
-from sdegen.tensors import check_state, described, named, widen
+from sdegen.tensors import check_state, described, widen
 from sdegen.training.averages import EMA
 from sdegen.training.batches import Batch
 from sdegen.training.checkpoints import ranks
 from sdegen.training.losses import Objective
+from sdegen.training.nets import MLP, UNet
 
 Loss = Callable[..., Tensor]
 _BINS, _FADE, _MOST_BAD = 10, 0.98, 3
@@ -84,9 +86,10 @@ class Run:
         self.optimizer = _optimizer(optimizer, self.module)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group.get("lr", math.nan))
+            group["initial_lr"] = group.get("lr", math.nan)
         own = {id(p) for p in self.module.parameters()}
         self.others = [p for p in self.parameters if id(p) not in own]
+        _warn_of_time(model, self.module)
         self.average = None if ema is None else ema.of(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
         self.levels = _Levels(model)
@@ -108,7 +111,7 @@ class Run:
             "dtype": str(self.dtype),
         }
         noises.seeds(seed, 1)  # tells what is no seed
-        self._buffers = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
+        self._buffers = list(self.network.buffers())
 
     @property
     def lr(self) -> float:
@@ -229,10 +232,26 @@ class _Levels:
         return ByLevel(self.edges, self.sums[0] / self.sums[1])
 
 
+def _warn_of_time(model: ScoreModel, module: torch.nn.Module) -> None:
+    """One warning for times that the library's own networks cannot tell apart."""
+    if isinstance(module, MLP | UNet):
+        ends = model.time(model.process.at(model.process.edges)).tolist()
+        if abs(ends[1] - ends[0]) > 6:
+            warn_caller(
+                f"{type(module).__name__} tells times apart in an interval of 6, and gets {min(ends):.3g} to "
+                f"{max(ends):.3g}: give ScoreModel(..., time=sd.model.log_sigma_time)"
+            )
+
+
 def _warn_of_scale(model: ScoreModel, data: Tensor) -> None:
     """One warning for data that the noise at t_max does not hide, or that at t_min does."""
     size = float(widen(data).square().mean().sqrt()) if data.numel() else 1.0
     low, high = model.process.edges.exp().tolist()
+    if model.predicts == "edm" and not 0.5 < size / model.sigma_data < 2:
+        warn_caller(
+            f"the first batch has a root mean square of {size:.3g}, and the model sigma_data={model.sigma_data:g}: "
+            "give ScoreModel(..., sigma_data=...) the data's standard deviation"
+        )
     if not 0.3 / high < size < 0.5 / low:
         warn_caller(
             f"the first batch has a root mean square of {size:.3g}, and the noise of {model.process} goes from "
@@ -268,11 +287,14 @@ def _keyed(key: int, device: torch.device) -> Iterator[None]:
 
 
 def _record(value: Any) -> Any:
-    """A value as plain data; of a user's own its name."""
+    """A value as plain data, the same in every process; of a user's own its name."""
+    if isinstance(value, Objective):
+        return {"levels": _record(value.levels), "weight": _record(value.weight), "lattice": value.lattice}
     try:
         return recorded(value)
     except SdegenError:
-        return {"own": named(value)}
+        kind = value if isinstance(value, types.FunctionType | type) else type(value)
+        return {"own": f"{kind.__module__}:{kind.__qualname__}"}
 
 
 def _sizes(shape: torch.Size) -> str:
