@@ -302,10 +302,10 @@ def check_floating(x: Any, name: str = "x") -> None:
     if x.layout != torch.strided:
         raise InvalidTypeError(f"{name} must be dense, got {x.layout}; convert it, {name}.to_dense()")
     if x.dtype not in STATES:
-        advice = "convert it, x.float()" + ", of bytes / 127.5 - 1" * (x.dtype == torch.uint8)
+        scaled = " / 127.5 - 1" * (x.dtype == torch.uint8)
+        advice = f"convert it, {name if name.isidentifier() else 'x'}.float()" + scaled
         if x.is_complex():
-            advice = "sample its real and imaginary parts, torch.view_as_real(x) [B, *S, 2]"
-            advice += "; torch.view_as_complex takes them back"
+            advice = "sample its parts, torch.view_as_real(x) [B, *S, 2]; torch.view_as_complex takes them back"
         raise InvalidTypeError(f"{name} must be of a floating dtype, {STATE_NAMES}, got {x.dtype}; {advice}")
 
 
