@@ -137,8 +137,8 @@ def write(done: Trained, folder: Path) -> None:
 def _sheet(done: Trained, path: Path) -> None:
     """Held-out digits, and samples of the mixture and of the network at each budget."""
     half = _SHOWN // 2
-    whole = plots.figure(10.0, 4.6)
-    whole.text(0.5, 0.015, "left of the rows: network evaluations", ha="center", fontsize=9, color=MUTED)
+    whole = plots.figure(10.0, 4.8)
+    whole.supxlabel("left of the rows: network evaluations", fontsize=9, color=MUTED)
     parts = [("Real, held out", [("", done.held.float())])]
     titles = {"mixture": "20 Gaussians, exact score", "network": "Network, from the same noise"}
     for name, title in titles.items():
@@ -161,7 +161,7 @@ def _losses(done: Trained, path: Path) -> None:
         middle = (means.lam[1:] + means.lam[:-1]) / 2
         left.plot(middle, means.loss, color=COLOURS[1 + k], marker="o", ms=4, label=f"network, after step {step}")
     plain(left, "log-SNR, log(α/σ): from noise to data", "EDM's loss")
-    headed(left, "The loss by level, in training (few samples at its left end)")
+    headed(left, "The loss by level (few samples at its left end)")
     held = done.run.latent.to(done.held.float()[:, None])
     models = {
         "network": (done.model, held),
