@@ -819,6 +819,7 @@ def test_compiled_networks_are_trained():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the first batch")  # the noise is little, to tell much of the law
 @pytest.mark.parametrize("name", ["simple", "ncsn", "v", "flow", "edm", "min_snr", "likelihood"])
 def test_a_linear_network_finds_the_exact_score_of_a_gaussian(name):
     """Of data whose moments are exact: the noise of training is all that is left, after 26 million samples.
