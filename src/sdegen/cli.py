@@ -104,13 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="sdegen", description="SDE and ODE solvers for score-based generative models.")
     parser.add_argument("--version", action="version", version=f"sdegen {sdegen.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    demo = commands.add_parser(
-        "demo",
-        help="sample handwritten digits with every method: a table and pictures",
-        description=DEMO,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    demo.set_defaults(command=_demo)
+    demo = _command(commands, "demo", _demo, "sample handwritten digits with every method: a table and pictures", DEMO)
     demo.add_argument("--out", type=_folder, default=Path("demo-output"), metavar="DIR", help="default: demo-output")
     demo.add_argument(
         "--seed", type=_number(0, 2**63 - 1), default=0, metavar="N", help="of all randomness; default: 0"
@@ -135,15 +129,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_runs(commands: Any) -> None:
-    train = commands.add_parser(
-        "train",
-        help="train a small network on your data",
-        description=TRAIN,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], told: str, text: str
+) -> argparse.ArgumentParser:
+    """The parser of a command: told in a line among the others, and by its text when it is asked for alone."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=told, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    train.set_defaults(command=_train)
-    add = train.add_argument
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_runs(commands: Any) -> None:
+    add = _command(commands, "train", _train, "train a small network on your data", TRAIN).add_argument
     add("--data", required=True, metavar="SOURCE", help="digits, a file.npy, or a folder of images")
     add("--out", type=_folder, required=True, metavar="DIR", help="the folder of the run")
     add("--steps", type=_number(1), default=2000, metavar="N", help="default: 2000")
@@ -163,9 +161,7 @@ def _add_runs(commands: Any) -> None:
     )
     add("--seed", type=_number(0, 2**63 - 1), default=0, metavar="N", help="of all randomness; default: 0")
     add("--quiet", action="store_true", help="print nothing; write the files")
-    drawn = commands.add_parser("sample", help="draw samples of a run", description="Draw samples of a trained run.")
-    drawn.set_defaults(command=_sample)
-    add = drawn.add_argument
+    add = _command(commands, "sample", _sample, "draw samples of a run", "Draw samples of a trained run.").add_argument
     add("run", type=Path, metavar="DIR", help="the folder of sdegen train")
     add("--n", type=_number(1), default=64, metavar="N", help="how many; default: 64")
     add("--steps", type=_number(1), default=20, metavar="N", help="of the default method; default: 20")
@@ -174,14 +170,8 @@ def _add_runs(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    bench = commands.add_parser(
-        "bench",
-        help="step counts against quality, of solvers here and in other libraries: a table and a page",
-        description=BENCH,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    bench.set_defaults(command=_bench)
-    add = bench.add_argument
+    told = "step counts against quality, of solvers here and in other libraries: a table and a page"
+    add = _command(commands, "bench", _bench, told, BENCH).add_argument
     add("--problem", metavar="NAME,...", help="built-in problems; default: digits")
     add("--model", metavar="FILE:FUNCTION", help="a model of your own, in place of --problem")
     add("--data", type=Path, metavar="FILE", help="samples of the data [N, *S]: .npy, .pt or .safetensors, for --model")

@@ -202,7 +202,7 @@ def account(model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     process, parts = _process(model.process)
     said = {
         "process": process,
-        "predicts": _recorded(model.predicts),
+        "predicts": recorded_or_named(model.predicts),
         "time": _time(model.time, model._times),
         "time_dtype": None if model.time_dtype is None else str(model.time_dtype).removeprefix("torch."),
         "sigma_data": float(model.sigma_data),
@@ -238,15 +238,18 @@ def _time(time: Any, known: Mapping[str, Any]) -> Any:
             return name
         if type(time) is value:
             return {name: time.steps}
-    return _recorded(time)
+    return recorded_or_named(time)
 
 
-def _recorded(part: Any) -> Any:
-    """A part of a model as plain data; of one that is the user's own, what it is called."""
+def recorded_or_named(part: Any) -> Any:
+    """A part of a model or a training as plain data; of one that is the user's own, what it or its class is called.
+
+    It is the same in every process: no repr, which may hold an address.
+    """
     try:
         return recorded(part)
     except InvalidArgumentError:
-        return {"own": named(part)}
+        return {"own": named(part if hasattr(part, "__name__") else type(part))}
 
 
 def _read(path: Path, cls: type[Saved], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

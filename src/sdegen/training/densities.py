@@ -18,8 +18,8 @@ from sdegen.processes.process import Process
 from sdegen.scores.model import Model
 from sdegen.tensors import as_time, check_state, check_type, check_whole
 
-# Streams of noise, which no step of a solver and no law has: their second word makes a NaN of the time.
 _LEAST = 1e-9  # of a density, within a span: less has no digits left
+# Streams of noise, which no step of a solver and no law has: their second word makes a NaN of the time.
 _NOISE, _TIMES = (3, 0xFFFFFFFF, 0, 0), (4, 0xFFFFFFFF, 0, 0)
 
 

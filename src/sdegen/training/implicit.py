@@ -42,8 +42,8 @@ def implicit(
     check_type(divergence, Callable | None, "divergence must be sd.divergence.Exact() or Probes(k)")
     keys, x, score = _asked(model, data, level, seed)
     found = (divergence or Exact())(score, x, level=level, seeds=keys)
-    size = x[0].numel() if len(x) else 1
-    return (widen(found.value).square().flatten(1).sum(1) / 2 + found.trace.to(widen(x).dtype)) / size
+    both = widen(found.value).square().flatten(1).sum(1) / 2 + found.trace.to(widen(x).dtype)
+    return both / max(1, x[:1].numel())
 
 
 @strict_keywords

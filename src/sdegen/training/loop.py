@@ -120,7 +120,7 @@ def _states(
     before = run.modes()
     if not run.network.training:
         run.network.train()
-    run.wanted, schedule = run.modes(), run.schedule
+    run.wanted = run.modes()
     try:
         with told_bar(steps, progress, "steps", run.step) as bar:
             if run.step == steps:
@@ -135,5 +135,6 @@ def _states(
     finally:
         for part, training in before:
             part.training = training
-        for group in run.optimizer.param_groups if schedule is not None else ():
-            group["lr"] = group["initial_lr"]
+        if run.schedule is not None:
+            for group in run.optimizer.param_groups:
+                group["lr"] = group["initial_lr"]

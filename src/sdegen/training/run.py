@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,12 +15,10 @@ from sdegen import noise as noises
 from sdegen.errors import (
     InvalidArgumentError,
     InvalidTypeError,
-    SdegenError,
     TrainingError,
     warn_caller,
 )
 from sdegen.level import Level
-from sdegen.processes.records import recorded
 from sdegen.scores import files, weights
 from sdegen.scores.model import ScoreModel, place
 from sdegen.tensors import check_state, described, widen
@@ -83,12 +80,14 @@ class Run:
         self.clip = None if clip is None else float(clip)
         self.module, self.network = weights.found(model), model._found()
         self.dtype, self.device = place(self.module, None, None)
-        self.optimizer = _optimizer(optimizer, self.module)
+        self.optimizer = _optimizer(optimizer, self.module.parameters())
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group.get("lr", math.nan)
         own = {id(p) for p in self.module.parameters()}
         self.others = [p for p in self.parameters if id(p) not in own]
+        if len(self.others) == len(self.parameters):
+            raise InvalidArgumentError("the optimizer has no parameter of this model: make it of model.parameters()")
         _warn_of_time(model, self.module)
         self.average = None if ema is None else ema.of(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp is torch.float16)
@@ -148,13 +147,13 @@ class Run:
         self.step += 1
         # of several processes all have the norm in common, and each a loss of its own
         good = math.isfinite(float(norm)) and (self.world > 1 or math.isfinite(self.loss))
-        if not good:
-            for buffer, old in zip(self._buffers, before):
-                buffer.copy_(old)
         if good:
             self.scaler.step(self.optimizer)
             if self.average is not None:
                 self.average.update(self.step)
+        else:
+            for buffer, old in zip(self._buffers, before):
+                buffer.copy_(old)
         # a scaler finds its scale by steps that overflow: they are no fault before the scale is 1
         searching = math.isfinite(self.loss) and self.scaler.get_scale() > 1
         self.scaler.update()
@@ -207,7 +206,8 @@ class Run:
             self._shape = data.shape[1:]
             _warn_of_scale(self.model, data)
         if data.shape[0] == 0 or data.shape[1:] != self._shape:
-            raise InvalidArgumentError(f"{name} is {list(data.shape)}, and must be [B, {_sizes(self._shape)}], B >= 1")
+            sizes = ", ".join(map(str, self._shape))
+            raise InvalidArgumentError(f"{name} is {list(data.shape)}, and must be [B, {sizes}], B >= 1")
         return data.detach().to(self.device, self.dtype)
 
 
@@ -259,9 +259,9 @@ def _warn_of_scale(model: ScoreModel, data: Tensor) -> None:
         )
 
 
-def _optimizer(given: Any, module: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer. Raises unless it has parameters of the module."""
-    made = given if isinstance(given, torch.optim.Optimizer) else callable(given) and given(module.parameters())
+def _optimizer(given: Any, parameters: Iterator[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer, made of the parameters where it is what makes one. Raises for what is none, or takes a closure."""
+    made = given if isinstance(given, torch.optim.Optimizer) else callable(given) and given(parameters)
     if not isinstance(made, torch.optim.Optimizer):
         raise InvalidTypeError(
             "optimizer must be a torch optimizer, as torch.optim.Adam(model.parameters(), 1e-3), or what makes one of "
@@ -269,9 +269,6 @@ def _optimizer(given: Any, module: torch.nn.Module) -> torch.optim.Optimizer:
         )
     if isinstance(made, torch.optim.LBFGS):
         raise InvalidArgumentError("LBFGS evaluates the loss by itself, several times a step: give Adam, or another")
-    own = {id(p) for p in module.parameters()}
-    if not any(id(p) in own for group in made.param_groups for p in group["params"]):
-        raise InvalidArgumentError("the optimizer has no parameter of this model: make it of model.parameters()")
     return made
 
 
@@ -287,15 +284,7 @@ def _keyed(key: int, device: torch.device) -> Iterator[None]:
 
 
 def _record(value: Any) -> Any:
-    """A value as plain data, the same in every process; of a user's own its name."""
+    """A loss or an average as plain data; of an objective its parts, which may be a user's own one by one."""
     if isinstance(value, Objective):
         return {"levels": _record(value.levels), "weight": _record(value.weight), "lattice": value.lattice}
-    try:
-        return recorded(value)
-    except SdegenError:
-        kind = value if isinstance(value, types.FunctionType | type) else type(value)
-        return {"own": f"{kind.__module__}:{kind.__qualname__}"}
-
-
-def _sizes(shape: torch.Size) -> str:
-    return ", ".join(map(str, shape))
+    return files.recorded_or_named(value)
